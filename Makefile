@@ -1,0 +1,78 @@
+# Every target works on a fresh machine with Python >= 3.10 (and its headers), make and a C++ compiler:
+# it makes .venv and installs what is missing, once. An active virtual environment plays no part.
+
+# The torch to build and test with, installed before anything else. Another one: make test TORCH=torch==2.10.0
+TORCH ?= torch==2.13.0
+# The Python that .venv is made from.
+PYTHON ?= python3
+# Passed on by test, demo and bench: make test ARGS="-k lstm -x"
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
+# Whoever works on the project sees every warning.
+export VARLEN_RNN_WERROR = 1
+
+# Stamps, one depending on the other: torch there, tools there, package installed (in place).
+TORCH_STAMP := $(VENV)/.stamp-$(shell printf '%s' '$(TORCH)' | tr -c 'A-Za-z0-9.\n' -)
+TOOLS := $(VENV)/.tools
+INSTALLED := $(VENV)/.installed$(VARLEN_RNN_EXTENSION)
+SANITIZER := build/sanitizer
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*##/ { printf "make %-15s %s\n", $$1, $$2 }' Makefile
+
+build: $(INSTALLED)  ## compile the extension, and install the package into .venv in place
+
+demo: $(INSTALLED)  ## train on a real data set of ragged sequences
+	$(BIN)/python examples/japanese_vowels.py $(ARGS)
+
+test: $(INSTALLED)  ## run all tests: pytest (ARGS="..."), then test-sanitizer
+	$(BIN)/python -m pytest $(ARGS)
+	$(MAKE) --no-print-directory test-sanitizer
+
+test-sanitizer: $(TOOLS)  ## run the kernels' C++ test under the address and undefined-behaviour sanitizers
+	$(BIN)/cmake -S csrc -B $(SANITIZER) -G Ninja -DVARLEN_RNN_SANITIZE=ON -DVARLEN_RNN_WERROR=ON \
+	  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
+	$(BIN)/cmake --build $(SANITIZER)
+	$(SANITIZER)/kernels_test
+
+bench: $(INSTALLED)  ## run the benchmarks
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+# The checks stand in .pre-commit-config.yaml; here they run on every file that git does not ignore.
+lint: $(TOOLS)  ## check format, types and forbidden includes and flags; changes nothing
+	git ls-files -z --cached --others --exclude-standard | \
+	  PRE_COMMIT_HOME=$(abspath $(VENV)/pre-commit) xargs -0 $(BIN)/python -m pre_commit run --verbose --files
+
+format: $(TOOLS)  ## rewrite Python and C++ files in the project's format
+	$(BIN)/ruff check --fix --exit-zero --quiet .
+	$(BIN)/ruff format .
+	git ls-files --cached --others --exclude-standard 'csrc/*' 'tests/cpp/*' | \
+	  grep -E '\.(cpp|h|cu|cuh)$$' | xargs $(BIN)/clang-format -i
+
+clean:  ## remove everything built, but not .venv
+	rm -rf build dist *.egg-info varlen_rnn/*.so .pytest_cache .mypy_cache .ruff_cache $(VENV)/.installed*
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(TORCH_STAMP):
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade 'pip>=25.1'
+	$(PIP) install '$(TORCH)'
+	rm -f $(VENV)/.stamp-*
+	touch $@
+
+$(TOOLS): $(TORCH_STAMP) pyproject.toml
+	$(PIP) install --group dev
+	touch $@
+
+# Verbose, because pip would hide what setup.py and the compiler say.
+$(INSTALLED): $(TOOLS) setup.py $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
+	$(PIP) install --verbose --no-build-isolation --editable .
+	rm -f $(VENV)/.installed*
+	touch $@
+
+.PHONY: help build demo test test-sanitizer bench lint format clean
