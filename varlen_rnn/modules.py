@@ -1,0 +1,210 @@
+"""VarLenLSTM and VarLenGRU: ``torch.nn.LSTM`` and ``torch.nn.GRU`` for unequal lengths."""
+
+from __future__ import annotations
+
+from typing import overload
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from varlen_rnn import ops
+from varlen_rnn._rnn_base import Lengths, VarLenRNNBase
+from varlen_rnn.layout import Layout
+
+
+class VarLenLSTM(VarLenRNNBase):
+    """LSTM over the valid tokens of a ragged batch; a drop-in replacement of ``torch.nn.LSTM``.
+
+    Equivalent to ``pad_packed_sequence(nn.LSTM(...)(pack_padded_sequence(x, lengths)))``, with the
+    same parameters, names, initialisation and ``state_dict``; rows of length 0 are allowed.
+
+    Args:
+        input_size: ``I``, features of a token.
+        hidden_size: ``H``, features of the cell state.
+        num_layers: ``L``, layers on top of each other.
+        bias: whether there are ``bias_ih`` and ``bias_hh``.
+        batch_first: whether batches are ``[B, T, I]`` instead of ``[T, B, I]``; states never are.
+        dropout: probability of dropout on every layer's output but the last one's, in training.
+        bidirectional: whether a second direction runs from each row's last valid token to its
+            first.
+        proj_size: ``P``, size of the projected hidden state, less than ``H``; 0 for none (then
+            ``P = H``).
+        device: where the parameters are made.
+        dtype: float32 (default), float64, bfloat16 or float16; the 16-bit types are computed in
+            float32.
+
+    Example:
+        >>> import torch
+        >>> from varlen_rnn import VarLenLSTM
+        >>> rnn = VarLenLSTM(8, 16, batch_first=True)
+        >>> out, (h_n, c_n) = rnn(torch.randn(3, 10, 8), lengths=torch.tensor([10, 0, 4]))
+        >>> out.shape, h_n.shape, c_n.shape
+        (torch.Size([3, 10, 16]), torch.Size([1, 3, 16]), torch.Size([1, 3, 16]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Makes the parameters; see the class for the arguments."""
+        super().__init__(
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device,
+            dtype,
+        )
+
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Lengths | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
+
+    @overload
+    def forward(
+        self,
+        input: PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Lengths | None = None,
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+        """Runs the layers over every row's valid tokens.
+
+        Args:
+            input: ``[T, B, I]`` (``[B, T, I]`` if ``batch_first``), one sequence ``[T, I]``, or a
+                ``PackedSequence``, sorted or not.
+            hx: ``h_0 [L * D, B, P]`` and
+                ``c_0 [L * D, B, H]`` in the caller's order of rows (``[L * D, *]`` for one
+                sequence); None for zeros.
+            lengths: ``[B]``, any integer dtype on any device, each in ``[0, T]``: the valid tokens
+                of each row, the rest being padding that is never read. None if all are valid.
+
+        Returns:
+            The output in the form of the input, ``[..., D * P]``, zero at padding; and
+            ``(h_n, c_n)``, the states after each row's last valid token, shaped as ``hx``. A row of
+            length 0 keeps its ``hx``.
+
+        Raises:
+            ValueError: a shape or a value that does not fit, or ``lengths`` with an input that has
+            its own. TypeError: a type or dtype that does not fit.
+        """
+        if hx is not None and not (isinstance(hx, (tuple, list)) and len(hx) == 2):
+            got = f"{len(hx)} of them" if isinstance(hx, (tuple, list)) else type(hx).__name__
+            raise TypeError(f"VarLenLSTM: hx must be a tuple (h_0, c_0), got {got}")
+        sizes = (self.proj_size or self.hidden_size, self.hidden_size)
+        output, (h_n, c_n) = self._forward(input, hx or (None, None), sizes, lengths)
+        return output, (h_n, c_n)
+
+    def _layer(
+        self,
+        x: Tensor,
+        states: list[Tensor | None],
+        weights: list[list[Tensor]],
+        batch: Layout,
+    ) -> tuple[Tensor, ...]:
+        h_0, c_0 = states
+        return ops.lstm(x, h_0, c_0, weights, batch)
+
+
+class VarLenGRU(VarLenRNNBase):
+    """GRU over the valid tokens of a ragged batch; a drop-in replacement of ``torch.nn.GRU``.
+
+    Equivalent to ``pad_packed_sequence(nn.GRU(...)(pack_padded_sequence(x, lengths)))``, with the
+    same parameters, names, initialisation and ``state_dict``; rows of length 0 are allowed. The
+    arguments are those of :class:`VarLenLSTM` without ``proj_size``.
+
+    Example:
+        >>> import torch
+        >>> from varlen_rnn import VarLenGRU
+        >>> rnn = VarLenGRU(8, 16, batch_first=True, bidirectional=True)
+        >>> out, h_n = rnn(torch.randn(3, 10, 8), lengths=torch.tensor([10, 0, 4]))
+        >>> out.shape, h_n.shape
+        (torch.Size([3, 10, 32]), torch.Size([2, 3, 16]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Makes the parameters; see :class:`VarLenLSTM` for the arguments."""
+        super().__init__(
+            "GRU",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+        )
+
+    @overload
+    def forward(
+        self, input: Tensor, hx: Tensor | None = None, *, lengths: Lengths | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: Tensor | None = None
+    ) -> tuple[PackedSequence, Tensor]: ...
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Lengths | None = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Runs the layers over every row's valid tokens.
+
+        Arguments, result and errors are those of :meth:`VarLenLSTM.forward`, with
+        ``h_0 [L * D, B, H]`` for ``hx`` and ``h_n`` for the final state.
+        """
+        output, (h_n,) = self._forward(input, (hx,), (self.hidden_size,), lengths)
+        return output, h_n
+
+    def _layer(
+        self,
+        x: Tensor,
+        states: list[Tensor | None],
+        weights: list[list[Tensor]],
+        batch: Layout,
+    ) -> tuple[Tensor, ...]:
+        (h_0,) = states
+        return ops.gru(x, h_0, weights[:4], batch)

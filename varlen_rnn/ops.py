@@ -1,0 +1,181 @@
+"""The ops' Python side: which implementation runs, and fake kernels.
+
+Compiled ops (schemas in ``csrc/library.cpp``), one layer in one or both directions each:
+
+- ``varlen_rnn::lstm_inference``, ``gru_inference``: outputs and final states, nothing saved.
+- ``varlen_rnn::lstm_forward``, ``gru_forward``: the same, and what the backward pass reads.
+- ``varlen_rnn::lstm_backward``, ``gru_backward``: from the outputs' gradients to the gates'; the
+  rest is in :mod:`varlen_rnn._gradients`.
+
+Shapes are those of the legend in :mod:`varlen_rnn.layout`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from varlen_rnn import _extension, _gradients, reference
+from varlen_rnn.layout import Layout
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+Tensors = Sequence[Tensor]
+
+
+def lstm(
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: Sequence[Tensors],
+    layout: Layout,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One LSTM layer: :func:`varlen_rnn.reference.lstm`, compiled where it can be.
+
+    ``weights`` are ``weight_ih, weight_hh, bias_ih, bias_hh, weight_hr``, each a list over
+    directions.
+    """
+    if not _compiled(x):
+        weight_ih, weight_hh, bias_ih, bias_hh, weight_hr = weights
+        return reference.lstm(
+            x, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, layout
+        )
+    args = (x, h_0, c_0, *weights, *_arrays(layout))
+    if _needs_gradient(x, h_0, c_0, *weights):
+        out, h_n, c_n, *_ = torch.ops.varlen_rnn.lstm_forward(*args)
+    else:
+        out, h_n, c_n = torch.ops.varlen_rnn.lstm_inference(*args)
+    return out, h_n, c_n
+
+
+def gru(
+    x: Tensor, h_0: Tensor | None, weights: Sequence[Tensors], layout: Layout
+) -> tuple[Tensor, Tensor]:
+    """One GRU layer: :func:`varlen_rnn.reference.gru`, compiled where it can be.
+
+    ``weights`` are ``weight_ih, weight_hh, bias_ih, bias_hh``, each a list over directions.
+    """
+    if not _compiled(x):
+        weight_ih, weight_hh, bias_ih, bias_hh = weights
+        return reference.gru(x, h_0, weight_ih, weight_hh, bias_ih, bias_hh, layout)
+    args = (x, h_0, *weights, *_arrays(layout))
+    if _needs_gradient(x, h_0, *weights):
+        out, h_n, *_ = torch.ops.varlen_rnn.gru_forward(*args)
+    else:
+        out, h_n = torch.ops.varlen_rnn.gru_inference(*args)
+    return out, h_n
+
+
+def _compiled(x: Tensor) -> bool:
+    if _extension.UNAVAILABLE is not None:
+        _extension.warn_once()
+        return False
+    return x.device.type == "cpu" and x.dtype in _DTYPES
+
+
+def _needs_gradient(*args: Tensor | Tensors | None) -> bool:
+    return torch.is_grad_enabled() and any(
+        t.requires_grad
+        for arg in args
+        if arg is not None
+        for t in ((arg,) if isinstance(arg, Tensor) else arg)
+    )
+
+
+def _arrays(layout: Layout) -> tuple[Tensor | int | None, ...]:
+    """The layout as the ops take it."""
+    return (
+        layout.batch_sizes,
+        layout.rows,
+        layout.reverse,
+        layout.initial_row,
+        layout.final_row,
+        layout.num_rows,
+    )
+
+
+def _fake_forward(num_states: int, num_gates: int, training: bool) -> Callable[..., Any]:
+    """The shapes that ``*_inference`` and ``*_forward`` return."""
+
+    def fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        weight_ih, weight_hh = args[num_states : num_states + 2]
+        num_rows, rows = args[-1], args[-5]
+        directions, output_size = len(weight_hh), weight_hh[0].shape[1]
+        hidden_size = weight_ih[0].shape[0] // num_gates
+        num_tokens = x.shape[0] if rows is None else rows.shape[0]
+        compute = torch.promote_types(x.dtype, torch.float32)
+        out = x.new_empty(x.shape[0], directions * output_size)
+        final_sizes = (output_size, hidden_size)[:num_states]
+        finals = (x.new_empty(directions, num_rows, size) for size in final_sizes)
+        saved_sizes = (4 * hidden_size, hidden_size)[: num_states if training else 0]
+        saved = (x.new_empty(directions, num_tokens, size, dtype=compute) for size in saved_sizes)
+        return (out, *finals, *saved)
+
+    return fake
+
+
+def _fake_lstm_backward(
+    d_out: Tensor | None,
+    d_h_n: Tensor | None,
+    d_c_n: Tensor | None,
+    gates: Tensor,
+    cells: Tensor,
+    out: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weight_hh: list[Tensor],
+    weight_hr: list[Tensor],
+    *arrays: Any,
+) -> tuple[Tensor, ...]:
+    directions, num_tokens, hidden_size = cells.shape
+    output_size, num_rows = weight_hh[0].shape[1], arrays[-1]
+    projected = num_tokens if weight_hr else 0
+    return (
+        out.new_empty(num_tokens, directions * 4 * hidden_size),
+        out.new_empty(num_tokens, directions * output_size),
+        out.new_empty(directions, num_rows, output_size),
+        out.new_empty(directions, num_rows, hidden_size),
+        out.new_empty(projected, directions * output_size),
+        out.new_empty(projected, directions * hidden_size),
+    )
+
+
+def _fake_gru_backward(
+    d_out: Tensor | None,
+    d_h_n: Tensor | None,
+    gates: Tensor,
+    out: Tensor,
+    h_0: Tensor | None,
+    weight_hh: list[Tensor],
+    *arrays: Any,
+) -> tuple[Tensor, ...]:
+    directions, num_tokens, four_hidden = gates.shape
+    hidden_size, num_rows = weight_hh[0].shape[1], arrays[-1]
+    return (
+        out.new_empty(num_tokens, directions * four_hidden),
+        out.new_empty(num_tokens, directions * hidden_size),
+        out.new_empty(directions, num_rows, hidden_size),
+    )
+
+
+def _register() -> None:
+    """Gives the compiled ops their fake kernels and gradients."""
+    library = torch.library
+    for cell, num_states, num_gates, gradient in (
+        ("lstm", 2, 4, _gradients.lstm_gradient),
+        ("gru", 1, 3, _gradients.gru_gradient),
+    ):
+        for kind in ("inference", "forward"):
+            fake = _fake_forward(num_states, num_gates, kind == "forward")
+            library.register_fake(f"varlen_rnn::{cell}_{kind}", fake)
+        setup = _gradients.setup_context(num_states)
+        library.register_autograd(f"varlen_rnn::{cell}_forward", gradient, setup_context=setup)
+    library.register_fake("varlen_rnn::lstm_backward", _fake_lstm_backward)
+    library.register_fake("varlen_rnn::gru_backward", _fake_gru_backward)
+
+
+if _extension.UNAVAILABLE is None:
+    _register()

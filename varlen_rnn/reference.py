@@ -1,0 +1,213 @@
+"""The specification: one layer of LSTM or GRU over the valid tokens, in plain PyTorch.
+
+It runs on every device, is differentiable any number of times, is what every kernel is tested
+against, and is what runs where no compiled extension is. Shapes are those of the legend in
+:mod:`varlen_rnn.layout`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from varlen_rnn.layout import Layout
+
+State = tuple[Tensor, ...]
+
+
+def lstm_cell(
+    x: Tensor,
+    state: State,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    weight_hr: Tensor | None,
+) -> State:
+    """One step: ``torch.nn.LSTMCell``, with an optional projection.
+
+    Formulas: Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al. 2000; the
+    projection, Sak et al. 2014.
+    """
+    h, c = state
+    gates = F.linear(x, weight_ih, bias_ih) + F.linear(h, weight_hh, bias_hh)
+    i, f, g, o = gates.chunk(4, dim=-1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    h = torch.sigmoid(o) * torch.tanh(c)
+    return (h if weight_hr is None else F.linear(h, weight_hr)), c
+
+
+def gru_cell(
+    x: Tensor,
+    state: State,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    weight_hr: None = None,
+) -> State:
+    """One step, ``torch.nn.GRUCell`` (Cho et al. 2014, with the reset gate after the product)."""
+    (h,) = state
+    x_r, x_z, x_n = F.linear(x, weight_ih, bias_ih).chunk(3, dim=-1)
+    h_r, h_z, h_n = F.linear(h, weight_hh, bias_hh).chunk(3, dim=-1)
+    r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
+    n = torch.tanh(x_n + r * h_n)
+    return (n + z * (h - n),)
+
+
+def lstm(
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weight_ih: Sequence[Tensor],
+    weight_hh: Sequence[Tensor],
+    bias_ih: Sequence[Tensor],
+    bias_hh: Sequence[Tensor],
+    weight_hr: Sequence[Tensor],
+    layout: Layout,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One LSTM layer, in one or both directions.
+
+    Equivalent to
+    ``torch.nn.LSTM(I, H, bidirectional=D == 2)(pack_padded_sequence(...), (h_0, c_0))``. bfloat16
+    and float16 are computed in float32, with ``h`` rounded after every step.
+
+    Args:
+        x: ``[R, I]``, the flat tensor that ``layout.rows`` points into.
+        h_0: ``[D, B, P]``, or None for zeros.
+        c_0: ``[D, B, H]``, or None for zeros.
+        weight_ih: for each direction ``[4H, I]``, gates in the order i, f, g, o.
+        weight_hh: for each direction ``[4H, P]``.
+        bias_ih: for each direction ``[4H]``, or nothing at all.
+        bias_hh: like ``bias_ih``.
+        weight_hr: for each direction ``[P, H]``, or nothing at all.
+        layout: the ragged batch.
+
+    Returns:
+        ``out [R, D * P]``, zero where no token lies; ``h_n [D, B, P]``; ``c_n [D, B, H]``.
+
+    Example:
+        >>> import torch
+        >>> from varlen_rnn import layout, reference
+        >>> weights = [[weight] for weight in torch.nn.LSTM(3, 5).all_weights[0]]
+        >>> batch = layout.from_lengths(
+        ...     torch.tensor([4, 2]), 4, batch_first=False, bidirectional=False
+        ... )
+        >>> x = torch.randn(8, 3)
+        >>> out, h_n, c_n = reference.lstm(x, None, None, *weights, [], batch)
+        >>> out.shape, h_n.shape, c_n.shape
+        (torch.Size([8, 5]), torch.Size([1, 2, 5]), torch.Size([1, 2, 5]))
+    """
+    weights = _per_direction(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+    h_size = weight_hh[0].shape[1]
+    c_size = weight_ih[0].shape[0] // 4
+    out, (h_n, c_n) = _layer(lstm_cell, x, (h_0, c_0), (h_size, c_size), weights, layout)
+    return out, h_n, c_n
+
+
+def gru(
+    x: Tensor,
+    h_0: Tensor | None,
+    weight_ih: Sequence[Tensor],
+    weight_hh: Sequence[Tensor],
+    bias_ih: Sequence[Tensor],
+    bias_hh: Sequence[Tensor],
+    layout: Layout,
+) -> tuple[Tensor, Tensor]:
+    """One GRU layer, in one or both directions: :func:`lstm` without a cell state and a projection.
+
+    Equivalent to ``torch.nn.GRU(I, H, bidirectional=D == 2)(pack_padded_sequence(...), h_0)``;
+    weights are ``[3H, ...]``, gates in the order r, z, n.
+
+    Example:
+        >>> import torch
+        >>> from varlen_rnn import layout, reference
+        >>> weights = [[weight] for weight in torch.nn.GRU(3, 5).all_weights[0]]
+        >>> batch = layout.full(4, 2, batch_first=False, bidirectional=False)
+        >>> out, h_n = reference.gru(torch.randn(8, 3), None, *weights, batch)
+        >>> out.shape, h_n.shape
+        (torch.Size([8, 5]), torch.Size([1, 2, 5]))
+    """
+    weights = _per_direction(weight_ih, weight_hh, bias_ih, bias_hh, [])
+    out, (h_n,) = _layer(gru_cell, x, (h_0,), (weight_hh[0].shape[1],), weights, layout)
+    return out, h_n
+
+
+def _per_direction(
+    weight_ih: Sequence[Tensor], *others: Sequence[Tensor]
+) -> list[tuple[Tensor | None, ...]]:
+    """Transposes lists over directions to one tuple a direction; an empty list gives None."""
+    return [
+        (weight, *(other[d] if other else None for other in others))
+        for d, weight in enumerate(weight_ih)
+    ]
+
+
+def _layer(
+    cell: Callable[..., State],
+    x: Tensor,
+    initial: Sequence[Tensor | None],
+    sizes: Sequence[int],
+    weights: Sequence[tuple[Tensor | None, ...]],
+    layout: Layout,
+) -> tuple[Tensor, State]:
+    dtype = x.dtype
+    compute = torch.promote_types(dtype, torch.float32)
+    tokens = (x if layout.rows is None else x.index_select(0, layout.rows)).to(compute)
+    outs, finals = [], []
+    for d, direction_weights in enumerate(weights):
+        state_0 = tuple(
+            x.new_zeros(layout.num_rows, size, dtype=compute) if s is None else s[d].to(compute)
+            for s, size in zip(initial, sizes, strict=True)
+        )
+        out, final = _direction(
+            cell,
+            tokens if d == 0 else _reversed(tokens, layout),
+            state_0,
+            [None if w is None else w.to(compute) for w in direction_weights],
+            layout,
+            dtype,
+        )
+        outs.append(out if d == 0 else _reversed(out, layout))
+        finals.append(final)
+    out = torch.cat(outs, dim=1)
+    if layout.rows is not None:
+        out = out.new_zeros(x.shape[0], out.shape[1]).index_copy(0, layout.rows, out)
+    return out, tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
+
+
+def _reversed(tokens: Tensor, layout: Layout) -> Tensor:
+    """Step order to the reverse direction's order, and back."""
+    assert layout.reverse is not None, "a layout made with bidirectional=False"
+    return tokens.index_select(0, layout.reverse)
+
+
+def _direction(
+    cell: Callable[..., State],
+    tokens: Tensor,
+    state_0: State,
+    weights: Sequence[Tensor | None],
+    layout: Layout,
+    dtype: torch.dtype,
+) -> tuple[Tensor, State]:
+    """Runs over ``tokens [N, I]``; returns ``out [N, P]`` and the final states ``[B, *]``."""
+    starts = layout.initial_row.clamp(min=0)
+    fresh = (layout.initial_row < 0).unsqueeze(1)
+    state = tuple(s.index_select(0, starts).masked_fill(fresh, 0) for s in state_0)
+    outs: list[Tensor] = []
+    ended: list[State] = []
+    for x in torch.split(tokens, layout.batch_sizes.tolist()):
+        ended.append(tuple(s[len(x) :] for s in state))
+        h, *c = cell(x, tuple(s[: len(x)] for s in state), *weights)
+        outs.append(h.to(dtype))
+        state = (outs[-1].to(h.dtype), *c)
+    ended.append(state)
+    kept = layout.final_row >= 0
+    final = tuple(
+        s.index_copy(0, layout.final_row[kept], torch.cat(parts[::-1])[kept]).to(dtype)
+        for s, parts in zip(state_0, zip(*ended, strict=True), strict=True)
+    )
+    return torch.cat(outs) if outs else tokens.new_empty(0, state_0[0].shape[1], dtype=dtype), final
