@@ -1,0 +1,95 @@
+// Every instruction set that was compiled is in this one binary; the choice is made once, at load.
+#include "cpu/dispatch.h"
+
+#include <atomic>
+#include <cstring>
+
+namespace varlen_rnn {
+
+#define VARLEN_RNN_DECLARE(isa)                                                 \
+  namespace isa {                                                               \
+  size_t lstm_forward_scratch(const Forward&);                                  \
+  void lstm_forward(const Forward&);                                            \
+  size_t lstm_backward_scratch(const Backward&);                                \
+  void lstm_backward(const Backward&);                                          \
+  size_t gru_forward_scratch(const Forward&);                                   \
+  void gru_forward(const Forward&);                                             \
+  size_t gru_backward_scratch(const Backward&);                                 \
+  void gru_backward(const Backward&);                                           \
+  constexpr Kernels kKernels = {                                                \
+      #isa,          lstm_forward_scratch, lstm_forward, lstm_backward_scratch, \
+      lstm_backward, gru_forward_scratch,  gru_forward,  gru_backward_scratch,  \
+      gru_backward,                                                             \
+  };                                                                            \
+  }
+
+#ifdef VARLEN_RNN_HAVE_BASELINE
+VARLEN_RNN_DECLARE(baseline)
+#endif
+#ifdef VARLEN_RNN_HAVE_AVX2
+VARLEN_RNN_DECLARE(avx2)
+#endif
+#ifdef VARLEN_RNN_HAVE_AVX512
+VARLEN_RNN_DECLARE(avx512)
+#endif
+#ifdef VARLEN_RNN_HAVE_NEON
+VARLEN_RNN_DECLARE(neon)
+#endif
+
+namespace {
+
+int available_kernels(const Kernels* table[kMaxInstructionSets]) {
+  int count = 0;
+#ifdef VARLEN_RNN_HAVE_BASELINE
+  table[count++] = &baseline::kKernels;
+#endif
+#ifdef VARLEN_RNN_HAVE_AVX2
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
+    table[count++] = &avx2::kKernels;
+  }
+#endif
+#ifdef VARLEN_RNN_HAVE_AVX512
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
+    table[count++] = &avx512::kKernels;
+  }
+#endif
+#ifdef VARLEN_RNN_HAVE_NEON
+  table[count++] = &neon::kKernels;
+#endif
+  return count;
+}
+
+std::atomic<const Kernels*>& in_use() {
+  static std::atomic<const Kernels*> kernels = [] {
+    const Kernels* table[kMaxInstructionSets];
+    return table[available_kernels(table) - 1];
+  }();
+  return kernels;
+}
+
+}  // namespace
+
+int available_instruction_sets(const char* names[kMaxInstructionSets]) {
+  const Kernels* table[kMaxInstructionSets];
+  const int count = available_kernels(table);
+  for (int i = 0; i < count; ++i) names[i] = table[i]->name;
+  return count;
+}
+
+const Kernels& kernels() { return *in_use().load(std::memory_order_relaxed); }
+
+bool use_instruction_set(const char* name) {
+  const Kernels* table[kMaxInstructionSets];
+  const int count = available_kernels(table);
+  for (int i = 0; i < count; ++i) {
+    if (std::strcmp(table[i]->name, name) == 0) {
+      in_use().store(table[i], std::memory_order_relaxed);
+      return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace varlen_rnn

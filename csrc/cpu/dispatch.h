@@ -1,0 +1,19 @@
+// Which instruction set's kernels run.
+#pragma once
+
+#include "params.h"
+
+namespace varlen_rnn {
+
+inline constexpr int kMaxInstructionSets = 3;
+
+// Fills `names`, lowest first, with the sets that were compiled and that this CPU has; returns how many.
+int available_instruction_sets(const char* names[kMaxInstructionSets]);
+
+// The kernels in use: the highest available set, or the one that was forced.
+const Kernels& kernels();
+
+// Forces a set; false, and nothing changes, if it is not available.
+bool use_instruction_set(const char* name);
+
+}  // namespace varlen_rnn

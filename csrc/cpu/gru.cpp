@@ -1,0 +1,114 @@
+// GRU on one instruction set; compiled once for each of them.
+//
+//   r, z = sigmoid(W_i x_t + b_i + W_h h_{t-1} + b_h)
+//   n = tanh(W_in x_t + b_in + r * (W_hn h_{t-1} + b_hn))
+//   h_t = (1 - z) * n + z * h_{t-1}
+#include "cpu/backward-inl.h"
+#include "cpu/forward-inl.h"
+#include "cpu/math-inl.h"
+
+namespace varlen_rnn::VARLEN_RNN_ISA {
+namespace {
+
+struct Gru {
+  static constexpr int kGates = 3;
+  static constexpr bool kKeepsStateGradient = true;
+  // A block is three vectors, r, z and n of a vector of units each.
+  template <class T>
+  static constexpr int kUnits = kLanes<T>;
+
+  // b_hn is inside the product with r, so it cannot be added to the input's side as b_hr and b_hz are.
+  static constexpr bool has_hidden_bias(int64_t gate) { return gate == 2; }
+
+  template <class T, int R, int NB, bool training>
+  static __attribute__((noinline)) void step(const StepArgs<T>& args, int64_t row, int64_t block) {
+    constexpr int kWidth = 3 * kLanes<T>;
+    Vec<T> acc[R][NB * 3];
+    const T* g = args.g + row * args.ldg + block * kWidth;
+    VR_UNROLL
+    for (int r = 0; r < R; ++r) {
+      VR_UNROLL
+      for (int b = 0; b < NB; ++b) {
+        acc[r][3 * b] = load(g + r * args.ldg + b * kWidth);
+        acc[r][3 * b + 1] = load(g + r * args.ldg + b * kWidth + kLanes<T>);
+        acc[r][3 * b + 2] = load(args.hidden_bias + (block + b) * kLanes<T>);
+      }
+    }
+    multiply_add<T, R, NB, 3>(acc, args.h + row * args.ldh, args.ldh,
+                              args.w + block * args.output_size * kWidth, args.output_size);
+
+    VR_UNROLL
+    for (int j = 0; j < R * NB; ++j) {
+      const int k = j / NB, b = j % NB;
+      const int64_t unit = (block + b) * kLanes<T>;
+      const Vec<T> x_n = load(g + k * args.ldg + b * kWidth + 2 * kLanes<T>);
+      const Vec<T> h_n = acc[k][3 * b + 2];
+      const Vec<T> r = sigmoid<T>(acc[k][3 * b]);
+      const Vec<T> z = sigmoid<T>(acc[k][3 * b + 1]);
+      const Vec<T> n = tanh<T>(fma(r, h_n, x_n));
+      const Vec<T> h = fma(z, load(args.h + (row + k) * args.ldh + unit) - n, n);
+      store(args.h_next + (row + k) * args.ld_next + unit, h);
+      if constexpr (training) {
+        const int64_t H = args.hidden_size;
+        T* gates = args.gates + (row + k) * args.ld_gates + unit;
+        const Vec<T> values[4] = {r, z, n, h_n};
+        VR_UNROLL
+        for (int gate = 0; gate < 4; ++gate) {
+          store_first(gates + gate * H, values[gate], H - unit);
+        }
+      }
+    }
+  }
+
+  // Order of d_gates in scratch: r, z, n on the hidden side, n on the input's side, so that the first three are
+  // what goes through weight_hh.
+  template <class T>
+  static void differentiate(const TokenArgs<T>& args) {
+    const int64_t H = args.hidden_size;
+    const Vec<T> one = broadcast(T{1});
+    for (int64_t u = 0; u < H; u += kLanes<T>) {
+      const int64_t left = H - u;
+      const Vec<T> r = load_first(args.gates + u, left);
+      const Vec<T> z = load_first(args.gates + H + u, left);
+      const Vec<T> n = load_first(args.gates + 2 * H + u, left);
+      const Vec<T> h_n = load_first(args.gates + 3 * H + u, left);
+      const Vec<T> d_h = load_first(args.d_h + u, left);
+      const Vec<T> d_z = d_h * (load_first(args.h_previous + u, left) - n);
+      const Vec<T> d_n = d_h * (one - z) * (one - n * n);
+      store_first(args.d_gates + u, d_n * h_n * r * (one - r), left);
+      store_first(args.d_gates + H + u, d_z * z * (one - z), left);
+      store_first(args.d_gates + 2 * H + u, d_n * r, left);
+      store_first(args.d_gates + 3 * H + u, d_n, left);
+      store_first(args.d_h + u, d_h * z, left);
+    }
+  }
+
+  template <class T>
+  static void store_d_gates(void* d_gates, Dtype dtype, int64_t index, const T* row, int64_t H) {
+    store_row(at(d_gates, dtype, index), row, dtype, 2 * H);
+    store_row(at(d_gates, dtype, index + 2 * H), row + 3 * H, dtype, H);
+    store_row(at(d_gates, dtype, index + 3 * H), row + 2 * H, dtype, H);
+  }
+};
+
+}  // namespace
+
+size_t gru_forward_scratch(const Forward& p) {
+  return p.call.dtype == Dtype::kFloat64 ? forward_scratch<Gru, double>(p)
+                                         : forward_scratch<Gru, float>(p);
+}
+
+void gru_forward(const Forward& p) {
+  p.call.dtype == Dtype::kFloat64 ? forward<Gru, double>(p) : forward<Gru, float>(p);
+}
+
+size_t gru_backward_scratch(const Backward& p) {
+  return p.call.dtype == Dtype::kFloat64 ? backward_scratch<Gru, double>(p)
+                                         : backward_scratch<Gru, float>(p);
+}
+
+void gru_backward(const Backward& p) {
+  p.call.dtype == Dtype::kFloat64 ? backward<Gru, double>(p) : backward<Gru, float>(p);
+}
+
+}  // namespace varlen_rnn::VARLEN_RNN_ISA

@@ -1,0 +1,440 @@
+// The ops on CPU tensors: check everything, allocate, fill the kernels' structs, run.
+#include <algorithm>
+#include <cstring>
+#include <tuple>
+
+#include "cpu/dispatch.h"
+#include "torch_stable.h"
+
+namespace varlen_rnn {
+namespace {
+
+// Less work than this on a worker is done sooner than a thread is woken.
+constexpr double kMinimalFlops = 1e6;
+
+// The layout's arrays, checked and contiguous, and what the kernels read of them.
+struct CheckedLayout {
+  Layout layout{};
+  TensorList keep;  // owners of the layout's pointers
+  std::vector<int64_t> first_token;
+
+  const int64_t* array(const char* op, const char* name, const Tensor& tensor, const char* symbols,
+                       int64_t size, int64_t lowest, int64_t bound) {
+    check_dtype(op, name, tensor, ScalarType::Long);
+    check_shape(op, name, tensor, symbols, {size});
+    keep.push_back(dense(tensor));
+    const int64_t* values = keep.back().const_data_ptr<int64_t>();
+    for (int64_t i = 0; i < size; ++i) {
+      STD_TORCH_CHECK(values[i] >= lowest && values[i] < bound, op, ": ", name, " must be in [",
+                      lowest, ", ", bound, "), got ", values[i], " at index ", i);
+    }
+    return values;
+  }
+
+  CheckedLayout(const char* op, int64_t num_flat_rows, int64_t num_directions,
+                const Tensor& batch_sizes, const OptionalTensor& rows,
+                const OptionalTensor& reverse, const Tensor& initial_row, const Tensor& final_row,
+                int64_t num_rows) {
+    layout.num_rows = num_rows;
+    layout.num_flat_rows = num_flat_rows;
+    STD_TORCH_CHECK(num_rows >= 0, op, ": num_rows must be at least 0, got ", num_rows);
+    STD_TORCH_CHECK(!rows.has_value() || rows->dim() == 1, op, ": rows must be [N], got ",
+                    to_string(rows->sizes()));
+    layout.num_tokens = rows.has_value() ? rows->numel() : num_flat_rows;
+    STD_TORCH_CHECK(batch_sizes.dim() == 1, op, ": batch_sizes must be [S], got ",
+                    to_string(batch_sizes.sizes()));
+    layout.num_steps = batch_sizes.numel();
+    layout.batch_sizes =
+        array(op, "batch_sizes", batch_sizes, "[S]", layout.num_steps, 1, layout.num_tokens + 1);
+    int64_t sum = 0;
+    for (int64_t s = 0; s < layout.num_steps; ++s) {
+      STD_TORCH_CHECK(s == 0 || layout.batch_sizes[s] <= layout.batch_sizes[s - 1], op,
+                      ": batch_sizes must not increase, got ", layout.batch_sizes[s], " after ",
+                      layout.batch_sizes[s - 1], " at index ", s);
+      first_token.push_back(sum);
+      sum += layout.batch_sizes[s];
+    }
+    STD_TORCH_CHECK(sum == layout.num_tokens, op,
+                    ": batch_sizes must sum to N = ", layout.num_tokens, ", got ", sum);
+    layout.first_token = first_token.data();
+    layout.num_segments = layout.num_steps == 0 ? 0 : layout.batch_sizes[0];
+    if (rows.has_value()) {
+      layout.rows = array(op, "rows", *rows, "[N]", layout.num_tokens, 0, num_flat_rows);
+    }
+    STD_TORCH_CHECK(reverse.has_value() || num_directions == 1, op,
+                    ": reverse must be [N] for two directions, got None");
+    if (reverse.has_value()) {
+      layout.reverse =
+          array(op, "reverse", *reverse, "[N]", layout.num_tokens, 0, layout.num_tokens);
+    }
+    layout.initial_row =
+        array(op, "initial_row", initial_row, "[G]", layout.num_segments, -1, num_rows);
+    layout.final_row = array(op, "final_row", final_row, "[G]", layout.num_segments, -1, num_rows);
+  }
+};
+
+Dtype storage_dtype(const char* op, const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::Double:
+      return Dtype::kFloat64;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, op, ": dtype must be float32, float64, bfloat16 or float16, got ",
+                      torch::headeronly::toString(x.scalar_type()));
+  }
+}
+
+int64_t num_directions(const char* op, const TensorList& weight_hh) {
+  const int64_t directions = static_cast<int64_t>(weight_hh.size());
+  STD_TORCH_CHECK(directions == 1 || directions == 2, op,
+                  ": weight_hh must have 1 or 2 tensors, one for each direction, got ", directions);
+  STD_TORCH_CHECK(weight_hh[0].dim() == 2, op, ": weight_hh[0] must have 2 dimensions, got ",
+                  to_string(weight_hh[0].sizes()));
+  return directions;
+}
+
+// Checks a list with one tensor for each direction, and returns it contiguous.
+TensorList checked_list(const char* op, const char* name, const TensorList& list, ScalarType dtype,
+                        int64_t directions, const char* symbols,
+                        std::initializer_list<int64_t> shape) {
+  STD_TORCH_CHECK(static_cast<int64_t>(list.size()) == directions, op, ": ", name, " must have ",
+                  directions, " tensors, got ", list.size());
+  TensorList result;
+  for (int64_t d = 0; d < directions; ++d) {
+    const std::string which = std::string(name) + "[" + std::to_string(d) + "]";
+    check_dtype(op, which, list[d], dtype);
+    check_shape(op, which, list[d], symbols, shape);
+    result.push_back(dense(list[d]));
+  }
+  return result;
+}
+
+OptionalTensor checked_optional(const char* op, const char* name, const OptionalTensor& tensor,
+                                ScalarType dtype, const char* symbols,
+                                std::initializer_list<int64_t> shape) {
+  if (!tensor.has_value()) return tensor;
+  check_dtype(op, name, *tensor, dtype);
+  check_shape(op, name, *tensor, symbols, shape);
+  return dense(*tensor);
+}
+
+int64_t num_workers(double flops) {
+  const double wanted = std::min<double>(torch::stable::get_num_threads(), flops / kMinimalFlops);
+  return std::max<int64_t>(1, static_cast<int64_t>(wanted));
+}
+
+Tensor scratch(const Tensor& like, size_t bytes) {
+  return torch::stable::new_empty(like, {static_cast<int64_t>(bytes)}, ScalarType::Byte);
+}
+
+// Flat rows that no token points at: padding. Kernels write the others.
+void zero_padding(const Layout& layout, const Tensor& out) {
+  if (layout.num_tokens == layout.num_flat_rows) return;
+  std::vector<char> is_token(static_cast<size_t>(layout.num_flat_rows), 0);
+  for (int64_t n = 0; n < layout.num_tokens; ++n) is_token[layout.rows[n]] = 1;
+  const size_t bytes = static_cast<size_t>(out.size(1)) * out.element_size();
+  char* data = static_cast<char*>(out.mutable_data_ptr());
+  torch::stable::parallel_for(0, layout.num_flat_rows, 1024, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      if (!is_token[r]) std::memset(data + r * bytes, 0, bytes);
+    }
+  });
+}
+
+// States [D, B, *] that kernels write only in part: every row begins as `from`, or as zeros without it.
+Tensor states_like(const Tensor& like, const OptionalTensor& from,
+                   std::initializer_list<int64_t> shape) {
+  const torch::headeronly::IntHeaderOnlyArrayRef sizes(shape.begin(), shape.size());
+  return from.has_value() ? torch::stable::clone(*from) : torch::stable::new_zeros(like, sizes);
+}
+
+// The gradient of h_0 or c_0 of rows that have a segment: zero, until the kernel writes what it finds. Rows
+// without a segment keep the gradient of the final state, which is a copy of the initial one.
+void zero_rows_with_segments(const Layout& layout, const Tensor& d_state) {
+  const size_t bytes = static_cast<size_t>(d_state.size(2)) * d_state.element_size();
+  char* data = static_cast<char*>(d_state.mutable_data_ptr());
+  for (int64_t d = 0; d < d_state.size(0); ++d) {
+    for (int64_t j = 0; j < layout.num_segments; ++j) {
+      const int64_t row = layout.final_row[j];
+      if (row >= 0) std::memset(data + (d * layout.num_rows + row) * bytes, 0, bytes);
+    }
+  }
+}
+
+struct Sizes {
+  int64_t D, R, I, H, P;
+};
+
+// A forward pass of either cell; c_n and cells are there for LSTM only.
+struct ForwardResult {
+  Tensor out, h_n;
+  OptionalTensor c_n, gates, cells;
+};
+
+ForwardResult run_forward(const char* op, int64_t num_gates, bool training, const Tensor& x,
+                          const OptionalTensor& h_0, const OptionalTensor& c_0,
+                          const TensorList& weight_ih, const TensorList& weight_hh,
+                          const TensorList& bias_ih, const TensorList& bias_hh,
+                          const TensorList& weight_hr, const Tensor& batch_sizes,
+                          const OptionalTensor& rows, const OptionalTensor& reverse,
+                          const Tensor& initial_row, const Tensor& final_row, int64_t num_rows) {
+  const bool is_lstm = num_gates == 4;
+  const ScalarType dtype = x.scalar_type();
+  STD_TORCH_CHECK(x.dim() == 2, op, ": x must be [R, I], got ", to_string(x.sizes()));
+  check_dtype(op, "x", x, dtype);
+
+  Forward p{};
+  Call& call = p.call;
+  call.dtype = storage_dtype(op, x);
+  const int64_t D = call.num_directions = num_directions(op, weight_hh);
+  const int64_t I = call.input_size = x.size(1);
+  const int64_t H = call.hidden_size = weight_hh[0].size(0) / num_gates;
+  const int64_t P = call.output_size = weight_hh[0].size(1);
+  const bool projected = !weight_hr.empty(), biased = !bias_ih.empty();
+  STD_TORCH_CHECK(H > 0 && P > 0 && I > 0, op, ": sizes must be positive, got I = ", I, ", H = ", H,
+                  ", P = ", P);
+  const TensorList w_ih =
+      checked_list(op, "weight_ih", weight_ih, dtype, D, "[gates * H, I]", {num_gates * H, I});
+  const TensorList w_hh = checked_list(op, "weight_hh", weight_hh, dtype, D, "[gates * H, P]",
+                                       {num_gates * H, projected ? P : H});
+  TensorList b_ih, b_hh, w_hr;
+  if (biased || !bias_hh.empty()) {
+    b_ih = checked_list(op, "bias_ih", bias_ih, dtype, D, "[gates * H]", {num_gates * H});
+    b_hh = checked_list(op, "bias_hh", bias_hh, dtype, D, "[gates * H]", {num_gates * H});
+  }
+  if (projected) w_hr = checked_list(op, "weight_hr", weight_hr, dtype, D, "[P, H]", {P, H});
+  for (int64_t d = 0; d < D; ++d) {
+    p.weights[d] = {w_ih[d].const_data_ptr(), w_hh[d].const_data_ptr(),
+                    biased ? b_ih[d].const_data_ptr() : nullptr,
+                    biased ? b_hh[d].const_data_ptr() : nullptr,
+                    projected ? w_hr[d].const_data_ptr() : nullptr};
+  }
+  const CheckedLayout checked(op, x.size(0), D, batch_sizes, rows, reverse, initial_row, final_row,
+                              num_rows);
+  call.layout = checked.layout;
+  const OptionalTensor h = checked_optional(op, "h_0", h_0, dtype, "[D, B, P]", {D, num_rows, P});
+  const OptionalTensor c = checked_optional(op, "c_0", c_0, dtype, "[D, B, H]", {D, num_rows, H});
+  const Tensor input = x.stride(1) == 1 || I == 1 ? x : torch::stable::contiguous(x);
+
+  ForwardResult result{torch::stable::new_empty(x, {x.size(0), D * P}),
+                       states_like(x, h, {D, num_rows, P}),
+                       {},
+                       {},
+                       {}};
+  if (is_lstm) result.c_n = states_like(x, c, {D, num_rows, H});
+  if (training) {
+    const ScalarType compute = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+    const int64_t N = call.layout.num_tokens;
+    result.gates = torch::stable::new_empty(x, {D, N, 4 * H}, compute);
+    if (is_lstm) result.cells = torch::stable::new_empty(x, {D, N, H}, compute);
+  }
+
+  p.x = input.const_data_ptr();
+  p.x_stride = input.stride(0);
+  p.h_0 = pointer(h);
+  p.c_0 = pointer(c);
+  p.out = result.out.mutable_data_ptr();
+  p.h_n = result.h_n.mutable_data_ptr();
+  if (result.c_n) p.c_n = result.c_n->mutable_data_ptr();
+  if (result.gates) p.gates = result.gates->mutable_data_ptr();
+  if (result.cells) p.cells = result.cells->mutable_data_ptr();
+  zero_padding(call.layout, result.out);
+  if (call.layout.num_tokens == 0) return result;
+
+  const double flops = 2.0 * static_cast<double>(call.layout.num_tokens * D * num_gates * H) *
+                       static_cast<double>(I + P);
+  call.num_workers = num_workers(flops);
+  call.parallel_for = parallel_for;
+  const Kernels& kernel = kernels();
+  const size_t bytes = is_lstm ? kernel.lstm_forward_scratch(p) : kernel.gru_forward_scratch(p);
+  const Tensor memory = scratch(x, bytes);
+  call.scratch = memory.mutable_data_ptr();
+  is_lstm ? kernel.lstm_forward(p) : kernel.gru_forward(p);
+  return result;
+}
+
+// A backward pass of either cell; d_c_0, d_h and hidden are there for LSTM only.
+struct BackwardResult {
+  Tensor d_gates, h_previous, d_h_0;
+  OptionalTensor d_c_0, d_h, hidden;
+};
+
+BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTensor& d_out,
+                            const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
+                            const Tensor& gates, const OptionalTensor& cells, const Tensor& out,
+                            const OptionalTensor& h_0, const OptionalTensor& c_0,
+                            const TensorList& weight_hh, const TensorList& weight_hr,
+                            const Tensor& batch_sizes, const OptionalTensor& rows,
+                            const OptionalTensor& reverse, const Tensor& initial_row,
+                            const Tensor& final_row, int64_t num_rows) {
+  const bool is_lstm = num_gates == 4;
+  const ScalarType dtype = out.scalar_type();
+  const ScalarType compute = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  STD_TORCH_CHECK(out.dim() == 2, op, ": out must be [R, D * P], got ", to_string(out.sizes()));
+
+  Backward p{};
+  Call& call = p.call;
+  call.dtype = storage_dtype(op, out);
+  const int64_t D = call.num_directions = num_directions(op, weight_hh);
+  const int64_t H = call.hidden_size = weight_hh[0].size(0) / num_gates;
+  const int64_t P = call.output_size = weight_hh[0].size(1);
+  const bool projected = !weight_hr.empty();
+  STD_TORCH_CHECK(H > 0 && P > 0, op, ": sizes must be positive, got H = ", H, ", P = ", P);
+  const CheckedLayout checked(op, out.size(0), D, batch_sizes, rows, reverse, initial_row,
+                              final_row, num_rows);
+  call.layout = checked.layout;
+  const int64_t N = call.layout.num_tokens;
+  const TensorList w_hh = checked_list(op, "weight_hh", weight_hh, dtype, D, "[gates * H, P]",
+                                       {num_gates * H, projected ? P : H});
+  TensorList w_hr;
+  if (projected) w_hr = checked_list(op, "weight_hr", weight_hr, dtype, D, "[P, H]", {P, H});
+  for (int64_t d = 0; d < D; ++d) {
+    p.weights[d].weight_hh = w_hh[d].const_data_ptr();
+    if (projected) p.weights[d].weight_hr = w_hr[d].const_data_ptr();
+  }
+  const OptionalTensor d_output =
+      checked_optional(op, "d_out", d_out, dtype, "[R, D * P]", {out.size(0), D * P});
+  const OptionalTensor d_h =
+      checked_optional(op, "d_h_n", d_h_n, dtype, "[D, B, P]", {D, num_rows, P});
+  const OptionalTensor d_c =
+      checked_optional(op, "d_c_n", d_c_n, dtype, "[D, B, H]", {D, num_rows, H});
+  const OptionalTensor h = checked_optional(op, "h_0", h_0, dtype, "[D, B, P]", {D, num_rows, P});
+  const OptionalTensor c = checked_optional(op, "c_0", c_0, dtype, "[D, B, H]", {D, num_rows, H});
+  const OptionalTensor output =
+      checked_optional(op, "out", out, dtype, "[R, D * P]", {out.size(0), D * P});
+  const OptionalTensor saved_gates =
+      checked_optional(op, "gates", gates, compute, "[D, N, 4H]", {D, N, 4 * H});
+  const OptionalTensor saved_cells =
+      checked_optional(op, "cells", cells, compute, "[D, N, H]", {D, N, H});
+
+  BackwardResult result{torch::stable::new_empty(out, {N, D * 4 * H}),
+                        torch::stable::new_empty(out, {N, D * P}),
+                        states_like(out, d_h, {D, num_rows, P}),
+                        {},
+                        {},
+                        {}};
+  zero_rows_with_segments(call.layout, result.d_h_0);
+  if (is_lstm) {
+    result.d_c_0 = states_like(out, d_c, {D, num_rows, H});
+    zero_rows_with_segments(call.layout, *result.d_c_0);
+    result.d_h = torch::stable::new_empty(out, {projected ? N : 0, D * P});
+    result.hidden = torch::stable::new_empty(out, {projected ? N : 0, D * H});
+  }
+  if (N == 0) return result;
+
+  p.d_out = pointer(d_output);
+  p.d_h_n = pointer(d_h);
+  p.d_c_n = pointer(d_c);
+  p.gates = pointer(saved_gates);
+  p.cells = pointer(saved_cells);
+  p.out = pointer(output);
+  p.h_0 = pointer(h);
+  p.c_0 = pointer(c);
+  p.d_gates = result.d_gates.mutable_data_ptr();
+  p.h_previous = result.h_previous.mutable_data_ptr();
+  p.d_h_0 = result.d_h_0.mutable_data_ptr();
+  if (is_lstm) p.d_c_0 = result.d_c_0->mutable_data_ptr();
+  if (projected) {
+    p.d_h = result.d_h->mutable_data_ptr();
+    p.hidden = result.hidden->mutable_data_ptr();
+  }
+
+  call.num_workers =
+      num_workers(2.0 * static_cast<double>(N * D * num_gates * H) * static_cast<double>(P));
+  call.parallel_for = parallel_for;
+  const Kernels& kernel = kernels();
+  const size_t bytes = is_lstm ? kernel.lstm_backward_scratch(p) : kernel.gru_backward_scratch(p);
+  const Tensor memory = scratch(out, bytes);
+  call.scratch = memory.mutable_data_ptr();
+  is_lstm ? kernel.lstm_backward(p) : kernel.gru_backward(p);
+  return result;
+}
+
+std::tuple<Tensor, Tensor, Tensor> lstm_inference(const Tensor& x, OptionalTensor h_0,
+                                                  OptionalTensor c_0, TensorList weight_ih,
+                                                  TensorList weight_hh, TensorList bias_ih,
+                                                  TensorList bias_hh, TensorList weight_hr,
+                                                  const Tensor& batch_sizes, OptionalTensor rows,
+                                                  OptionalTensor reverse, const Tensor& initial_row,
+                                                  const Tensor& final_row, int64_t num_rows) {
+  ForwardResult r = run_forward("varlen_rnn::lstm_inference", 4, false, x, h_0, c_0, weight_ih,
+                                weight_hh, bias_ih, bias_hh, weight_hr, batch_sizes, rows, reverse,
+                                initial_row, final_row, num_rows);
+  return {r.out, r.h_n, *r.c_n};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward(
+    const Tensor& x, OptionalTensor h_0, OptionalTensor c_0, TensorList weight_ih,
+    TensorList weight_hh, TensorList bias_ih, TensorList bias_hh, TensorList weight_hr,
+    const Tensor& batch_sizes, OptionalTensor rows, OptionalTensor reverse,
+    const Tensor& initial_row, const Tensor& final_row, int64_t num_rows) {
+  ForwardResult r =
+      run_forward("varlen_rnn::lstm_forward", 4, true, x, h_0, c_0, weight_ih, weight_hh, bias_ih,
+                  bias_hh, weight_hr, batch_sizes, rows, reverse, initial_row, final_row, num_rows);
+  return {r.out, r.h_n, *r.c_n, *r.gates, *r.cells};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward(
+    OptionalTensor d_out, OptionalTensor d_h_n, OptionalTensor d_c_n, const Tensor& gates,
+    const Tensor& cells, const Tensor& out, OptionalTensor h_0, OptionalTensor c_0,
+    TensorList weight_hh, TensorList weight_hr, const Tensor& batch_sizes, OptionalTensor rows,
+    OptionalTensor reverse, const Tensor& initial_row, const Tensor& final_row, int64_t num_rows) {
+  BackwardResult r = run_backward("varlen_rnn::lstm_backward", 4, d_out, d_h_n, d_c_n, gates, cells,
+                                  out, h_0, c_0, weight_hh, weight_hr, batch_sizes, rows, reverse,
+                                  initial_row, final_row, num_rows);
+  return {r.d_gates, r.h_previous, r.d_h_0, *r.d_c_0, *r.d_h, *r.hidden};
+}
+
+std::tuple<Tensor, Tensor> gru_inference(const Tensor& x, OptionalTensor h_0, TensorList weight_ih,
+                                         TensorList weight_hh, TensorList bias_ih,
+                                         TensorList bias_hh, const Tensor& batch_sizes,
+                                         OptionalTensor rows, OptionalTensor reverse,
+                                         const Tensor& initial_row, const Tensor& final_row,
+                                         int64_t num_rows) {
+  ForwardResult r =
+      run_forward("varlen_rnn::gru_inference", 3, false, x, h_0, {}, weight_ih, weight_hh, bias_ih,
+                  bias_hh, {}, batch_sizes, rows, reverse, initial_row, final_row, num_rows);
+  return {r.out, r.h_n};
+}
+
+std::tuple<Tensor, Tensor, Tensor> gru_forward(const Tensor& x, OptionalTensor h_0,
+                                               TensorList weight_ih, TensorList weight_hh,
+                                               TensorList bias_ih, TensorList bias_hh,
+                                               const Tensor& batch_sizes, OptionalTensor rows,
+                                               OptionalTensor reverse, const Tensor& initial_row,
+                                               const Tensor& final_row, int64_t num_rows) {
+  ForwardResult r =
+      run_forward("varlen_rnn::gru_forward", 3, true, x, h_0, {}, weight_ih, weight_hh, bias_ih,
+                  bias_hh, {}, batch_sizes, rows, reverse, initial_row, final_row, num_rows);
+  return {r.out, r.h_n, *r.gates};
+}
+
+std::tuple<Tensor, Tensor, Tensor> gru_backward(OptionalTensor d_out, OptionalTensor d_h_n,
+                                                const Tensor& gates, const Tensor& out,
+                                                OptionalTensor h_0, TensorList weight_hh,
+                                                const Tensor& batch_sizes, OptionalTensor rows,
+                                                OptionalTensor reverse, const Tensor& initial_row,
+                                                const Tensor& final_row, int64_t num_rows) {
+  BackwardResult r =
+      run_backward("varlen_rnn::gru_backward", 3, d_out, d_h_n, {}, gates, {}, out, h_0, {},
+                   weight_hh, {}, batch_sizes, rows, reverse, initial_row, final_row, num_rows);
+  return {r.d_gates, r.h_previous, r.d_h_0};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(varlen_rnn, CPU, m) {
+  m.impl("lstm_inference", TORCH_BOX(&lstm_inference));
+  m.impl("lstm_forward", TORCH_BOX(&lstm_forward));
+  m.impl("lstm_backward", TORCH_BOX(&lstm_backward));
+  m.impl("gru_inference", TORCH_BOX(&gru_inference));
+  m.impl("gru_forward", TORCH_BOX(&gru_forward));
+  m.impl("gru_backward", TORCH_BOX(&gru_backward));
+}
+
+}  // namespace varlen_rnn

@@ -1,0 +1,119 @@
+// One row of a tensor to and from the compute type: float64 to double, all others to float.
+#pragma once
+
+#include <cstring>
+
+#include "cpu/simd-inl.h"
+#include "params.h"
+
+namespace varlen_rnn::VARLEN_RNN_ISA {
+
+inline size_t element_size(Dtype dtype) {
+  return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
+}
+
+// Element `index` of a tensor of any dtype.
+inline const void* at(const void* tensor, Dtype dtype, int64_t index) {
+  return static_cast<const char*>(tensor) + index * static_cast<int64_t>(element_size(dtype));
+}
+inline void* at(void* tensor, Dtype dtype, int64_t index) {
+  return static_cast<char*>(tensor) + index * static_cast<int64_t>(element_size(dtype));
+}
+
+VR_INLINE float float_from_bits(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+VR_INLINE uint32_t bits_from_float(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+
+VR_INLINE float from_bfloat16(uint16_t x) { return float_from_bits(uint32_t{x} << 16); }
+
+// Rounds to nearest, ties to even; NaN stays NaN.
+VR_INLINE uint16_t to_bfloat16(float x) {
+  const uint32_t bits = bits_from_float(x);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+}
+
+VR_INLINE float from_float16(uint16_t x) {
+#ifdef __F16C__
+  return _cvtsh_ss(x);
+#else
+  // Shift exponent and mantissa into place, then correct the exponent's bias by a product, which also
+  // normalises subnormal numbers. Infinity and NaN keep the largest exponent.
+  const uint32_t sign = uint32_t{x & 0x8000u} << 16;
+  const uint32_t magnitude = x & 0x7fffu;
+  const float scaled = float_from_bits(magnitude << 13) * 0x1p112f;
+  const uint32_t special = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
+  return float_from_bits(bits_from_float(scaled) | special | sign);
+#endif
+}
+
+// Rounds to nearest, ties to even; NaN stays NaN, what is too large becomes infinity.
+VR_INLINE uint16_t to_float16(float x) {
+#ifdef __F16C__
+  return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT);
+#else
+  const uint32_t bits = bits_from_float(x);
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  uint32_t result;
+  if (magnitude > 0x7f800000u) {
+    result = 0x7e00u;
+  } else if (magnitude >= 0x477ff000u) {
+    result = 0x7c00u;
+  } else if (magnitude < 0x38800000u) {
+    // Subnormal: adding 0.5 puts the last kept bit where the sum's own rounding falls.
+    result = bits_from_float(float_from_bits(magnitude) + 0.5f) - bits_from_float(0.5f);
+  } else {
+    result = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  }
+  return static_cast<uint16_t>(result | sign);
+#endif
+}
+
+inline void load_row(double* to, const void* from, Dtype, int64_t n) {
+  std::memcpy(to, from, static_cast<size_t>(n) * sizeof(double));
+}
+inline void store_row(void* to, const double* from, Dtype, int64_t n) {
+  std::memcpy(to, from, static_cast<size_t>(n) * sizeof(double));
+}
+
+inline void load_row(float* to, const void* from, Dtype dtype, int64_t n) {
+  const uint16_t* half = static_cast<const uint16_t*>(from);
+  if (dtype == Dtype::kBFloat16) {
+    for (int64_t i = 0; i < n; ++i) to[i] = from_bfloat16(half[i]);
+  } else if (dtype == Dtype::kFloat16) {
+    for (int64_t i = 0; i < n; ++i) to[i] = from_float16(half[i]);
+  } else {
+    std::memcpy(to, from, static_cast<size_t>(n) * sizeof(float));
+  }
+}
+
+inline void store_row(void* to, const float* from, Dtype dtype, int64_t n) {
+  uint16_t* half = static_cast<uint16_t*>(to);
+  if (dtype == Dtype::kBFloat16) {
+    for (int64_t i = 0; i < n; ++i) half[i] = to_bfloat16(from[i]);
+  } else if (dtype == Dtype::kFloat16) {
+    for (int64_t i = 0; i < n; ++i) half[i] = to_float16(from[i]);
+  } else {
+    std::memcpy(to, from, static_cast<size_t>(n) * sizeof(float));
+  }
+}
+
+// load_row, or zeros where there is no tensor.
+template <class T>
+void load_row_or_zeros(T* to, const void* from, Dtype dtype, int64_t index, int64_t n) {
+  if (from == nullptr) {
+    std::memset(to, 0, static_cast<size_t>(n) * sizeof(T));
+  } else {
+    load_row(to, at(from, dtype, index), dtype, n);
+  }
+}
+
+}  // namespace varlen_rnn::VARLEN_RNN_ISA

@@ -1,0 +1,34 @@
+// The library's table of contents: every op's schema. Shapes are in params.h and varlen_rnn/layout.py.
+#include <torch/csrc/stable/library.h>
+
+// Lists have one tensor for each direction; those of biases and projections are empty where there are none.
+#define VARLEN_RNN_LAYOUT                                                                     \
+  "Tensor batch_sizes, Tensor? rows, Tensor? reverse, Tensor initial_row, Tensor final_row, " \
+  "SymInt num_rows"
+
+#define VARLEN_RNN_LSTM                                                          \
+  "Tensor x, Tensor? h_0, Tensor? c_0, Tensor[] weight_ih, Tensor[] weight_hh, " \
+  "Tensor[] bias_ih, Tensor[] bias_hh, Tensor[] weight_hr, " VARLEN_RNN_LAYOUT
+
+#define VARLEN_RNN_GRU                                              \
+  "Tensor x, Tensor? h_0, Tensor[] weight_ih, Tensor[] weight_hh, " \
+  "Tensor[] bias_ih, Tensor[] bias_hh, " VARLEN_RNN_LAYOUT
+
+STABLE_TORCH_LIBRARY(varlen_rnn, m) {
+  m.def("lstm_inference(" VARLEN_RNN_LSTM ") -> (Tensor out, Tensor h_n, Tensor c_n)");
+  m.def("lstm_forward(" VARLEN_RNN_LSTM
+        ") -> (Tensor out, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)");
+  m.def(
+      "lstm_backward(Tensor? d_out, Tensor? d_h_n, Tensor? d_c_n, Tensor gates, Tensor cells, "
+      "Tensor out, Tensor? h_0, Tensor? c_0, Tensor[] weight_hh, Tensor[] "
+      "weight_hr, " VARLEN_RNN_LAYOUT
+      ") -> (Tensor d_gates, Tensor h_previous, Tensor d_h_0, Tensor d_c_0, Tensor d_h, "
+      "Tensor hidden)");
+
+  m.def("gru_inference(" VARLEN_RNN_GRU ") -> (Tensor out, Tensor h_n)");
+  m.def("gru_forward(" VARLEN_RNN_GRU ") -> (Tensor out, Tensor h_n, Tensor gates)");
+  m.def(
+      "gru_backward(Tensor? d_out, Tensor? d_h_n, Tensor gates, Tensor out, Tensor? h_0, "
+      "Tensor[] weight_hh, " VARLEN_RNN_LAYOUT
+      ") -> (Tensor d_gates, Tensor h_previous, Tensor d_h_0)");
+}

@@ -1,0 +1,49 @@
+// The Python module _C: importing it registers the ops; what it holds itself is about the build.
+#include <pybind11/pybind11.h>
+
+#include <cstdlib>
+#include <string>
+
+#include "cpu/dispatch.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using varlen_rnn::kMaxInstructionSets;
+
+py::list available_cpu_isas() {
+  const char* names[kMaxInstructionSets];
+  const int count = varlen_rnn::available_instruction_sets(names);
+  py::list list;
+  for (int i = 0; i < count; ++i) list.append(names[i]);
+  return list;
+}
+
+void set_cpu_isa(const std::string& name) {
+  if (!varlen_rnn::use_instruction_set(name.c_str())) {
+    const std::string available = py::cast<std::string>(py::str(available_cpu_isas()));
+    throw py::value_error("varlen_rnn: the CPU instruction set must be one of " + available +
+                          ", got '" + name + "'");
+  }
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["cpu_isas"] = available_cpu_isas();
+  info["cpu_isa"] = varlen_rnn::kernels().name;
+  info["torch_target_version"] = VARLEN_RNN_TORCH_TARGET;
+  info["compiler"] = VARLEN_RNN_COMPILER;
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.def("build_info", &build_info);
+  m.def("available_cpu_isas", &available_cpu_isas);
+  m.def("cpu_isa", [] { return varlen_rnn::kernels().name; });
+  m.def("set_cpu_isa", &set_cpu_isa, py::arg("name"));
+  const char* wanted = std::getenv("VARLEN_RNN_CPU_ISA");
+  if (wanted != nullptr && *wanted != '\0') set_cpu_isa(wanted);
+}

@@ -1,0 +1,107 @@
+// Plain structs between tensors and kernels. Nothing here, and nothing that reads it, knows torch.
+//
+// Legend: B rows of the batch, N valid tokens, R rows of the flat tensor, S steps, G segments (runs of valid
+// tokens, longest first), D directions, I input size, H hidden size, P output size (H without a projection).
+// Tokens are numbered in step order, as in PackedSequence.data. "storage" is the tensors' dtype, "compute"
+// is double for float64 and float for all others. Strides are in elements, not bytes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace varlen_rnn {
+
+enum class Dtype { kFloat32, kFloat64, kBFloat16, kFloat16 };
+
+// Runs body(context, i) for every i in [0, n), perhaps in parallel; returns when all are done.
+using ParallelFor = void (*)(int64_t n, void (*body)(void* context, int64_t i), void* context);
+
+// Which token comes at which step: varlen_rnn/layout.py, with all index arrays checked.
+struct Layout {
+  int64_t num_rows;            // B
+  int64_t num_flat_rows;       // R
+  int64_t num_tokens;          // N
+  int64_t num_steps;           // S
+  int64_t num_segments;        // G = batch_sizes[0]
+  const int64_t* batch_sizes;  // [S]    in: non-increasing, sums to N
+  const int64_t* first_token;  // [S]    in: sum of the batch_sizes before each step
+  const int64_t* rows;     // [N]    in: token -> row of the flat tensor, or null for the identity
+  const int64_t* reverse;  // [N]    in: n-th token of the reverse direction, null if there is none
+  const int64_t* initial_row;  // [G]    in: row of h_0, c_0, or -1 for zeros
+  const int64_t* final_row;    // [G]    in: row of h_n, c_n, or -1 for none
+};
+
+// Sizes and machinery that every call has.
+struct Call {
+  Dtype dtype;
+  int64_t input_size;      // I
+  int64_t hidden_size;     // H
+  int64_t output_size;     // P
+  int64_t num_directions;  // D
+  Layout layout;
+  int64_t num_workers;  // how many workers the work is split over, each with scratch of its own
+  ParallelFor parallel_for;
+  void* scratch;  // as many bytes as the kernel's scratch function says, 64-byte aligned
+};
+
+struct Weights {
+  const void* weight_ih;  // [4H or 3H, I]  in, storage
+  const void* weight_hh;  // [4H or 3H, P]  in, storage
+  const void* bias_ih;    // [4H or 3H]     in, storage, or null
+  const void* bias_hh;    // [4H or 3H]     in, storage, or null
+  const void* weight_hr;  // [P, H]         in, storage, or null (always null for GRU)
+};
+
+struct Forward {
+  Call call;
+  Weights weights[2];  // one for each direction
+  const void* x;       // [R, I]        in, storage; rows that no token points at are never read
+  int64_t x_stride;    //               elements from one row of x to the next
+  const void* h_0;     // [D, B, P]     in, storage, or null for zeros
+  const void* c_0;     // [D, B, H]     in, storage, or null for zeros (always null for GRU)
+  void* out;           // [R, D * P]    out, storage; only the tokens' rows are written
+  void* h_n;           // [D, B, P]     out, storage; only the segments' final rows are written
+  void* c_n;           // [D, B, H]     out, storage; the same (null for GRU)
+  void*
+      gates;  // [D, N, 4H]    saved, compute, or null for inference; in each direction's own order.
+              //               LSTM: i, f, g, o. GRU: r, z, n, and W_hn h + b_hn. After activation.
+  void* cells;  // [D, N, H]     saved, compute: c_t, or null (always null for GRU)
+};
+
+struct Backward {
+  Call call;
+  Weights weights[2];  // one for each direction; of these, weight_hh and weight_hr are read
+  const void* d_out;   // [R, D * P]    in, storage, or null for zeros
+  const void* d_h_n;   // [D, B, P]     in, storage, or null for zeros
+  const void* d_c_n;   // [D, B, H]     in, storage, or null for zeros (always null for GRU)
+  const void* gates;   // [D, N, 4H]    in, compute: as the forward pass saved them
+  const void* cells;   // [D, N, H]     in, compute (null for GRU)
+  const void* out;     // [R, D * P]    in, storage: the forward pass's result
+  const void* h_0;     // [D, B, P]     in, storage, or null for zeros
+  const void* c_0;     // [D, B, H]     in, storage, or null for zeros (always null for GRU)
+  void*
+      d_gates;  // [N, D * 4H]   out, storage: gradient before activation, in step order in both directions.
+                //               GRU: r, z, n on the input's side, n on the hidden side.
+  void*
+      h_previous;  // [N, D * P]    out, storage: the state that each token started from, in step order
+  void* d_h_0;     // [D, B, P]     out, storage; only rows that a segment starts from are written
+  void* d_c_0;     // [D, B, H]     out, storage; the same (null for GRU)
+  void* d_h;  // [N, D * P]    out, storage: gradient of the projected h, or null without projection
+  void*
+      hidden;  // [N, D * H]    out, storage: o * tanh(c), what was projected, or null without projection
+};
+
+// The kernels of one instruction set. Scratch functions tell how many bytes the call needs.
+struct Kernels {
+  const char* name;
+  size_t (*lstm_forward_scratch)(const Forward&);
+  void (*lstm_forward)(const Forward&);
+  size_t (*lstm_backward_scratch)(const Backward&);
+  void (*lstm_backward)(const Backward&);
+  size_t (*gru_forward_scratch)(const Forward&);
+  void (*gru_forward)(const Forward&);
+  size_t (*gru_backward_scratch)(const Backward&);
+  void (*gru_backward)(const Backward&);
+};
+
+}  // namespace varlen_rnn
