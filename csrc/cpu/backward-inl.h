@@ -1,9 +1,11 @@
-// The backward pass of either cell, from the last step to the first: the gates' gradients, and through them the
-// state's. The gradients of x and of the weights are large products of d_gates that the caller computes.
+// The backward pass of either cell, from the last step to the first: the gates'
+// gradients, and through them the state's. The gradients of x and of the
+// weights are large products of d_gates that the caller computes.
 //
 // A Cell has kGates and differentiate(...), which handles one token.
 #pragma once
 
+#include "cpu/pack-inl.h"
 #include "cpu/segments-inl.h"
 #include "cpu/tile-inl.h"
 
@@ -16,10 +18,12 @@ struct TokenArgs {
   const T* c;           // in: c_t                            (LSTM)
   const T* c_previous;  // in: c_{t-1}                        (LSTM)
   const T* h_previous;  // in: h_{t-1}                        (GRU)
-  T* d_h;     // in: gradient of h_t, before a projection. out, GRU: its share of h_{t-1}'s gradient
-  T* d_c;     // in: gradient of c_t; out: of c_{t-1} (LSTM)
-  T* hidden;  // out: o * tanh(c), or null          (LSTM)
-  T* d_gates;  // out: the first kGates * H values go through weight_hh to h_{t-1}
+  T* d_h;               // in: gradient of h_t, before a projection. out, GRU: its share of
+                        // h_{t-1}'s gradient
+  T* d_c;               // in: gradient of c_t; out: of c_{t-1} (LSTM)
+  T* hidden;            // out: o * tanh(c), or null          (LSTM)
+  T* d_gates;           // out: the first kGates * H values go through weight_hh to
+                        // h_{t-1}
   int64_t hidden_size;
 };
 
@@ -66,7 +70,7 @@ struct BackwardWorkspace {
     own.d_c = arena.take<T>(max_rows * ldu);
     own.d_hidden = arena.take<T>(max_rows * ldu);
     own.d_gates = arena.take<T>(max_rows * ldg);
-    own.previous = arena.take<T>(ldu);
+    own.previous = arena.take<T>(ldu > ldp ? ldu : ldp);
     own.hidden = arena.take<T>(ldu);
     return own;
   }
@@ -84,15 +88,13 @@ void pack_backward(const Backward& p, const BackwardWorkspace<T>& space) {
     int64_t b = i % per_direction;
     if (b < space.output_blocks) {
       const int64_t K = Cell::kGates * H;
-      pack_block(space.w_hh[d] + b * K * kWidth, K, kWidth, b * kWidth,
-                 {p.weights[d].weight_hh, call.dtype, 1, P},
-                 [P](int64_t c) { return c < P ? c : -1; });
+      pack_columns(space.w_hh[d] + b * K * kWidth, K, kWidth, b * kWidth, p.weights[d].weight_hh,
+                   call.dtype, P);
       return;
     }
     b -= space.output_blocks;
-    pack_block(space.w_hr[d] + b * P * kWidth, P, kWidth, b * kWidth,
-               {p.weights[d].weight_hr, call.dtype, 1, H},
-               [H](int64_t c) { return c < H ? c : -1; });
+    pack_columns(space.w_hr[d] + b * P * kWidth, P, kWidth, b * kWidth, p.weights[d].weight_hr,
+                 call.dtype, H);
   });
 }
 

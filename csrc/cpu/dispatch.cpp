@@ -1,4 +1,5 @@
-// Every instruction set that was compiled is in this one binary; the choice is made once, at load.
+// Every instruction set that was compiled is in this one binary; the choice is
+// made once, at load.
 #include "cpu/dispatch.h"
 
 #include <atomic>

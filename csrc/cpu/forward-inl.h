@@ -1,29 +1,34 @@
-// The forward pass of either cell: for a chunk of steps the input's product, then step by step the hidden
-// state's product with the cell fused into its epilogue. Chunks keep the input's product in cache, so that
-// inference needs no [N, gates * H] buffer at all.
+// The forward pass of either cell: for a chunk of steps the input's product,
+// then step by step the hidden state's product with the cell fused into its
+// epilogue. Chunks keep the input's product in cache, so that inference needs
+// no [N, gates * H] buffer at all.
 //
 // A Cell has kGates, kUnits<T> (units of a block), packs_hidden_bias and
 // step<T, training>(const StepArgs<T>&, row, R, block, NB).
 #pragma once
 
+#include "cpu/pack-inl.h"
 #include "cpu/segments-inl.h"
 #include "cpu/tile-inl.h"
 
 namespace varlen_rnn::VARLEN_RNN_ISA {
 
-// One step of one part. Rows are the part's active segments; ld* are the elements from one to the next.
+// One step of one part. Rows are the part's active segments; ld* are the
+// elements from one to the next.
 template <class T>
 struct StepArgs {
   const T* h;  // [rows, P]                        in
   int64_t ldh;
   const T* w;  // [blocks][P][kGates * kUnits]     in: packed weight_hh
   int64_t output_size;
-  const T* g;  // [rows, blocks * kGates * kUnits] in: the input's product, bias included
+  const T* g;  // [rows, blocks * kGates * kUnits] in: the input's product, bias
+               // included
   int64_t ldg;
   const T* hidden_bias;  // [blocks * kUnits]      in: b_hn of GRU
   T* c;                  // [rows, H]              in/out: cell state of LSTM
   int64_t ldc;
-  T* h_next;  // [rows, H]                         out: new state, before a projection
+  T* h_next;  // [rows, H]                         out: new state, before a
+              // projection
   int64_t ld_next;
   T* gates;  // [rows, 4H]                         saved
   int64_t ld_gates;
@@ -35,7 +40,8 @@ struct StepArgs {
 template <class Cell, class T>
 inline constexpr int kCellWidth = Cell::kGates * Cell::template kUnits<T>;
 
-// The row of weight_ih, weight_hh or a bias that packed column c comes from, or -1 for padding.
+// The row of weight_ih, weight_hh or a bias that packed column c comes from, or
+// -1 for padding.
 template <class Cell, class T>
 int64_t source_row(int64_t c, int64_t hidden_size) {
   constexpr int kUnits = Cell::template kUnits<T>;
@@ -126,8 +132,8 @@ void pack_forward(const Forward& p, const ForwardWorkspace<T>& space) {
     const auto gate_column = [H](int64_t c) { return source_row<Cell, T>(c, H); };
     int64_t b = i % per_direction;
     if (b < space.input_blocks) {
-      pack_block(space.w_ih[d] + b * I * kWidth, I, kWidth, b * kWidth,
-                 {weights.weight_ih, dtype, I, 1}, gate_column);
+      pack_rows_as_columns(space.w_ih[d] + b * I * kWidth, I, kWidth, b * kWidth, weights.weight_ih,
+                           dtype, gate_column);
       for (int64_t c = b * kWidth; c < (b + 1) * kWidth; ++c) {
         const int64_t row = gate_column(c);
         T value{0};
@@ -141,8 +147,8 @@ void pack_forward(const Forward& p, const ForwardWorkspace<T>& space) {
     }
     b -= space.input_blocks;
     if (b < space.blocks) {
-      pack_block(space.w_hh[d] + b * P * kCell, P, kCell, b * kCell,
-                 {weights.weight_hh, dtype, P, 1}, gate_column);
+      pack_rows_as_columns(space.w_hh[d] + b * P * kCell, P, kCell, b * kCell, weights.weight_hh,
+                           dtype, gate_column);
       constexpr int kUnits = Cell::template kUnits<T>;
       for (int64_t u = b * kUnits; u < (b + 1) * kUnits; ++u) {
         const bool present = u < H && weights.bias_hh != nullptr && Cell::has_hidden_bias(2);
@@ -151,8 +157,8 @@ void pack_forward(const Forward& p, const ForwardWorkspace<T>& space) {
       return;
     }
     b -= space.blocks;
-    pack_block(space.w_hr[d] + b * H * kWidth, H, kWidth, b * kWidth,
-               {weights.weight_hr, dtype, H, 1}, [P](int64_t c) { return c < P ? c : -1; });
+    pack_rows_as_columns(space.w_hr[d] + b * H * kWidth, H, kWidth, b * kWidth, weights.weight_hr,
+                         dtype, [P](int64_t c) { return c < P ? c : -1; });
   });
 }
 

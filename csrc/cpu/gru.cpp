@@ -17,35 +17,26 @@ struct Gru {
   template <class T>
   static constexpr int kUnits = kLanes<T>;
 
-  // b_hn is inside the product with r, so it cannot be added to the input's side as b_hr and b_hz are.
+  // b_hn is inside the product with r, so it cannot be added to the input's
+  // side as b_hr and b_hz are.
   static constexpr bool has_hidden_bias(int64_t gate) { return gate == 2; }
 
   template <class T, int R, int NB, bool training>
   static __attribute__((noinline)) void step(const StepArgs<T>& args, int64_t row, int64_t block) {
     constexpr int kWidth = 3 * kLanes<T>;
-    Vec<T> acc[R][NB * 3];
-    const T* g = args.g + row * args.ldg + block * kWidth;
-    VR_UNROLL
-    for (int r = 0; r < R; ++r) {
-      VR_UNROLL
-      for (int b = 0; b < NB; ++b) {
-        acc[r][3 * b] = load(g + r * args.ldg + b * kWidth);
-        acc[r][3 * b + 1] = load(g + r * args.ldg + b * kWidth + kLanes<T>);
-        acc[r][3 * b + 2] = load(args.hidden_bias + (block + b) * kLanes<T>);
-      }
-    }
-    multiply_add<T, R, NB, 3>(acc, args.h + row * args.ldh, args.ldh,
-                              args.w + block * args.output_size * kWidth, args.output_size);
+    Vec<T> sums[R][NB * 3];
+    multiply<T, R, NB, 3>(sums, args.h + row * args.ldh, args.ldh,
+                          args.w + block * args.output_size * kWidth, args.output_size);
 
     VR_UNROLL
     for (int j = 0; j < R * NB; ++j) {
       const int k = j / NB, b = j % NB;
       const int64_t unit = (block + b) * kLanes<T>;
-      const Vec<T> x_n = load(g + k * args.ldg + b * kWidth + 2 * kLanes<T>);
-      const Vec<T> h_n = acc[k][3 * b + 2];
-      const Vec<T> r = sigmoid<T>(acc[k][3 * b]);
-      const Vec<T> z = sigmoid<T>(acc[k][3 * b + 1]);
-      const Vec<T> n = tanh<T>(fma(r, h_n, x_n));
+      const T* g = args.g + (row + k) * args.ldg + (block + b) * kWidth;
+      const Vec<T> r = sigmoid<T>(sums[k][3 * b] + load(g));
+      const Vec<T> z = sigmoid<T>(sums[k][3 * b + 1] + load(g + kLanes<T>));
+      const Vec<T> h_n = sums[k][3 * b + 2] + load(args.hidden_bias + unit);
+      const Vec<T> n = tanh<T>(fma(r, h_n, load(g + 2 * kLanes<T>)));
       const Vec<T> h = fma(z, load(args.h + (row + k) * args.ldh + unit) - n, n);
       store(args.h_next + (row + k) * args.ld_next + unit, h);
       if constexpr (training) {
@@ -60,8 +51,8 @@ struct Gru {
     }
   }
 
-  // Order of d_gates in scratch: r, z, n on the hidden side, n on the input's side, so that the first three are
-  // what goes through weight_hh.
+  // Order of d_gates in scratch: r, z, n on the hidden side, n on the input's
+  // side, so that the first three are what goes through weight_hh.
   template <class T>
   static void differentiate(const TokenArgs<T>& args) {
     const int64_t H = args.hidden_size;

@@ -1,8 +1,8 @@
 // LSTM on one instruction set; compiled once for each of them.
 //
-//   i, f, o = sigmoid(...), g = tanh(...)   of W_ih x_t + b_ih + W_hh h_{t-1} + b_hh
-//   c_t = f * c_{t-1} + i * g
-//   h_t = o * tanh(c_t), or W_hr (o * tanh(c_t)) with a projection
+//   i, f, o = sigmoid(...), g = tanh(...)   of W_ih x_t + b_ih + W_hh h_{t-1} +
+//   b_hh c_t = f * c_{t-1} + i * g h_t = o * tanh(c_t), or W_hr (o * tanh(c_t))
+//   with a projection
 #include "cpu/backward-inl.h"
 #include "cpu/forward-inl.h"
 #include "cpu/math-inl.h"
@@ -13,7 +13,8 @@ namespace {
 struct Lstm {
   static constexpr int kGates = 4;
   static constexpr bool kKeepsStateGradient = false;
-  // A block is two vectors, (i, f) and (g, o) of half a vector of units each: narrow enough for tall tiles.
+  // A block is two vectors, (i, f) and (g, o) of half a vector of units each:
+  // narrow enough for tall tiles.
   template <class T>
   static constexpr int kUnits = kLanes<T> / 2;
 
@@ -22,24 +23,24 @@ struct Lstm {
   template <class T, int R, int NB, bool training>
   static __attribute__((noinline)) void step(const StepArgs<T>& args, int64_t row, int64_t block) {
     constexpr int kUnitsT = kUnits<T>, kWidth = 2 * kLanes<T>;
-    Vec<T> acc[R][NB * 2];
+    Vec<T> sums[R][NB * 2];
+    multiply<T, R, NB, 2>(sums, args.h + row * args.ldh, args.ldh,
+                          args.w + block * args.output_size * kWidth, args.output_size);
     const T* g = args.g + row * args.ldg + block * kWidth;
     VR_UNROLL
     for (int r = 0; r < R; ++r) {
       VR_UNROLL
-      for (int v = 0; v < NB * 2; ++v) acc[r][v] = load(g + r * args.ldg + v * kLanes<T>);
+      for (int v = 0; v < NB * 2; ++v) sums[r][v] += load(g + r * args.ldg + v * kLanes<T>);
     }
-    multiply_add<T, R, NB, 2>(acc, args.h + row * args.ldh, args.ldh,
-                              args.w + block * args.output_size * kWidth, args.output_size);
 
-    // Two (row, block) pairs at a time fill whole vectors: all their i, all their f, and so on. An odd one is
-    // paired with itself.
+    // Two (row, block) pairs at a time fill whole vectors: all their i, all
+    // their f, and so on. An odd one is paired with itself.
     VR_UNROLL
     for (int pair = 0; pair < R * NB; pair += 2) {
       const int other = pair + 1 < R * NB ? pair + 1 : pair;
       const int r0 = pair / NB, b0 = pair % NB, r1 = other / NB, b1 = other % NB;
-      const Vec<T> if0 = acc[r0][2 * b0], if1 = acc[r1][2 * b1];
-      const Vec<T> go0 = acc[r0][2 * b0 + 1], go1 = acc[r1][2 * b1 + 1];
+      const Vec<T> if0 = sums[r0][2 * b0], if1 = sums[r1][2 * b1];
+      const Vec<T> go0 = sums[r0][2 * b0 + 1], go1 = sums[r1][2 * b1 + 1];
       const int64_t unit0 = (block + b0) * kUnitsT, unit1 = (block + b1) * kUnitsT;
       T* c0 = args.c + (row + r0) * args.ldc + unit0;
       T* c1 = args.c + (row + r1) * args.ldc + unit1;

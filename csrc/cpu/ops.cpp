@@ -1,4 +1,5 @@
-// The ops on CPU tensors: check everything, allocate, fill the kernels' structs, run.
+// The ops on CPU tensors: check everything, allocate, fill the kernels'
+// structs, run.
 #include <algorithm>
 #include <cstring>
 #include <tuple>
@@ -12,7 +13,8 @@ namespace {
 // Less work than this on a worker is done sooner than a thread is woken.
 constexpr double kMinimalFlops = 1e6;
 
-// The layout's arrays, checked and contiguous, and what the kernels read of them.
+// The layout's arrays, checked and contiguous, and what the kernels read of
+// them.
 struct CheckedLayout {
   Layout layout{};
   TensorList keep;  // owners of the layout's pointers
@@ -146,15 +148,17 @@ void zero_padding(const Layout& layout, const Tensor& out) {
   });
 }
 
-// States [D, B, *] that kernels write only in part: every row begins as `from`, or as zeros without it.
+// States [D, B, *] that kernels write only in part: every row begins as `from`,
+// or as zeros without it.
 Tensor states_like(const Tensor& like, const OptionalTensor& from,
                    std::initializer_list<int64_t> shape) {
   const torch::headeronly::IntHeaderOnlyArrayRef sizes(shape.begin(), shape.size());
   return from.has_value() ? torch::stable::clone(*from) : torch::stable::new_zeros(like, sizes);
 }
 
-// The gradient of h_0 or c_0 of rows that have a segment: zero, until the kernel writes what it finds. Rows
-// without a segment keep the gradient of the final state, which is a copy of the initial one.
+// The gradient of h_0 or c_0 of rows that have a segment: zero, until the
+// kernel writes what it finds. Rows without a segment keep the gradient of the
+// final state, which is a copy of the initial one.
 void zero_rows_with_segments(const Layout& layout, const Tensor& d_state) {
   const size_t bytes = static_cast<size_t>(d_state.size(2)) * d_state.element_size();
   char* data = static_cast<char*>(d_state.mutable_data_ptr());
@@ -258,7 +262,8 @@ ForwardResult run_forward(const char* op, int64_t num_gates, bool training, cons
   return result;
 }
 
-// A backward pass of either cell; d_c_0, d_h and hidden are there for LSTM only.
+// A backward pass of either cell; d_c_0, d_h and hidden are there for LSTM
+// only.
 struct BackwardResult {
   Tensor d_gates, h_previous, d_h_0;
   OptionalTensor d_c_0, d_h, hidden;

@@ -1,8 +1,9 @@
 // How a call's segments are shared out, and how a kernel walks over them.
 //
-// Segments are independent of each other, so they are split over parts and no thread ever waits for another.
-// A part takes every `stride`-th segment: segments are sorted by length, so all parts get nearly the same number
-// of tokens, and at every step a part's active segments are its first ones.
+// Segments are independent of each other, so they are split over parts and no
+// thread ever waits for another. A part takes every `stride`-th segment:
+// segments are sorted by length, so all parts get nearly the same number of
+// tokens, and at every step a part's active segments are its first ones.
 #pragma once
 
 #include "cpu/rows-inl.h"
@@ -10,7 +11,8 @@
 
 namespace varlen_rnn::VARLEN_RNN_ISA {
 
-// Hands out aligned pieces of the scratch memory; with a null base it only counts.
+// Hands out aligned pieces of the scratch memory; with a null base it only
+// counts.
 class Arena {
  public:
   explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
@@ -30,15 +32,17 @@ class Arena {
 
 VR_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Elements between rows of a scratch matrix with n columns. Whole vectors, and an odd number of cache lines, or
-// rows of some sizes would all fall into the same cache set.
+// Elements between rows of a scratch matrix with n columns. Whole vectors, and
+// an odd number of cache lines, or rows of some sizes would all fall into the
+// same cache set.
 template <class T>
 int64_t leading(int64_t n) {
   constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
   return (ceil_div(n, kLine) / 2 * 2 + 1) * kLine;
 }
 
-// More rows than this gain nothing: the weights' traffic is spread thin, and the state should stay in cache.
+// More rows than this gain nothing: the weights' traffic is spread thin, and
+// the state should stay in cache.
 inline constexpr int64_t kMaxPartRows = 64;
 
 struct Partition {
@@ -67,7 +71,8 @@ struct Part {
     return beyond <= 0 ? 0 : ceil_div(beyond, stride);
   }
   int64_t segment(int64_t i) const { return first + i * stride; }
-  // The i-th segment's token at step s: its place in the direction's own order, in step order, and its row.
+  // The i-th segment's token at step s: its place in the direction's own order,
+  // in step order, and its row.
   int64_t place(int64_t s, int64_t i) const { return layout.first_token[s] + segment(i); }
   int64_t token(int64_t s, int64_t i) const {
     const int64_t n = place(s, i);
@@ -79,8 +84,9 @@ struct Part {
   }
 };
 
-// Calls run(worker, part) for every part of every direction, spread over the workers. Neighbouring workers take
-// different directions, so that each core needs one direction's weights.
+// Calls run(worker, part) for every part of every direction, spread over the
+// workers. Neighbouring workers take different directions, so that each core
+// needs one direction's weights.
 template <class F>
 void for_each_part(const Call& call, const F& run) {
   const Partition partition(call);

@@ -1,35 +1,43 @@
-// The product at the heart of every kernel: rows times packed weights, in tiles that stay in registers.
+// The product at the heart of every kernel: rows times packed weights, in tiles
+// that stay in registers.
 //
-// Weights are packed once a call into blocks of `width` columns, each [K][width], so that a tile reads them in
-// one stream. A tile is `R` rows by `NB` blocks. Every element of a result is one chain of fused multiply-adds
-// over k = 0, 1, ..., K - 1, whatever the tile, the thread or the vector's width: that rule alone makes
-// results the same bits in every batch, on any number of threads and on every instruction set that has
-// fused multiply-add.
+// Weights are packed once a call into blocks of `width` columns, each
+// [K][width], so that a tile reads them in one stream. A tile is `R` rows by
+// `NB` blocks.
+//
+// The order of summation is a rule: k goes in spans of kSpan; within a span one
+// chain of fused multiply-adds from zero, k ascending; spans are added up in
+// order; what the sum starts from (a bias, or the input's product) is added
+// last. It holds whatever the tile, the thread or the vector's width, so that
+// results are the same bits in every batch, on any number of threads and on
+// every instruction set that has fused multiply-add. Spans keep the rounding
+// error of long sums where a library's product has it: in one chain every
+// addition would round at the magnitude of the whole sum.
 #pragma once
 
-#include "cpu/rows-inl.h"
 #include "cpu/simd-inl.h"
 
 namespace varlen_rnn::VARLEN_RNN_ISA {
 
-// acc[r][v] += sum over k of a[r][k] * w[k][v]. `a` has rows `lda` apart; block b begins at w + b * K * width.
+inline constexpr int64_t kSpan = 128;
+
+// acc[r][v] += a[r][k] * w[k][v] for k in [0, count): one chain for each
+// element. `a` has rows `lda` apart; block b begins at w + b * block.
 template <class T, int R, int NB, int NV>
 VR_INLINE void multiply_add(Vec<T> (&acc)[R][NB * NV], const T* a, int64_t lda, const T* w,
-                            int64_t K) {
+                            int64_t block, int64_t count) {
   constexpr int kGroup = 3;  // rows that share a pointer: x86 addresses p, p + lda and p + 2 * lda
   constexpr int kGroups = (R + kGroup - 1) / kGroup;
-  constexpr int kWidth = NV * kLanes<T>;
   const T* rows[kGroups];
   VR_UNROLL
   for (int g = 0; g < kGroups; ++g) rows[g] = a + g * kGroup * lda;
-  const int64_t block = K * kWidth;
-  for (int64_t k = 0; k < K; ++k) {
+  for (int64_t k = 0; k < count; ++k) {
     Vec<T> weights[NB * NV];
     VR_UNROLL
     for (int v = 0; v < NB * NV; ++v) {
       weights[v] = load(w + (v / NV) * block + (v % NV) * kLanes<T>);
     }
-    w += kWidth;
+    w += NV * kLanes<T>;
     VR_UNROLL
     for (int r = 0; r < R; ++r) {
       const Vec<T> x = broadcast(rows[r / kGroup][(r % kGroup) * lda]);
@@ -41,12 +49,41 @@ VR_INLINE void multiply_add(Vec<T> (&acc)[R][NB * NV], const T* a, int64_t lda, 
   }
 }
 
-// The most rows of a tile with NV vectors a block: accumulators fill the registers that a block's weights and
-// one broadcast value leave.
+// sums[r][v] = sum over k of a[r][k] * w[k][v], in spans.
+template <class T, int R, int NB, int NV>
+VR_INLINE void multiply(Vec<T> (&sums)[R][NB * NV], const T* a, int64_t lda, const T* w,
+                        int64_t K) {
+  constexpr int kVectors = NB * NV;
+  Vec<T> total[R][kVectors] = {};
+  for (int64_t k = 0; k < K; k += kSpan) {
+    VR_UNROLL
+    for (int r = 0; r < R; ++r) {
+      VR_UNROLL
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = Vec<T>{};
+    }
+    multiply_add<T, R, NB, NV>(sums, a + k, lda, w + k * NV * kLanes<T>, K * NV * kLanes<T>,
+                               K - k < kSpan ? K - k : kSpan);
+    if (K <= kSpan) return;
+    VR_UNROLL
+    for (int r = 0; r < R; ++r) {
+      VR_UNROLL
+      for (int v = 0; v < kVectors; ++v) total[r][v] += sums[r][v];
+    }
+  }
+  VR_UNROLL
+  for (int r = 0; r < R; ++r) {
+    VR_UNROLL
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = total[r][v];
+  }
+}
+
+// The most rows of a tile with NV vectors a block: accumulators fill the
+// registers that a block's weights and one broadcast value leave.
 template <int NV>
 inline constexpr int kMaxTileRows = (kVectorRegisters - kVectorRegisters / 4) / NV;
 
-// How many blocks a tile of R rows takes: enough independent chains to hide a multiply-add's latency.
+// How many blocks a tile of R rows takes: enough independent chains to hide a
+// multiply-add's latency.
 template <int R, int NV>
 inline constexpr int kTileBlocks =
     kVectorRegisters / 2 < R * NV ? 1 : kVectorRegisters / 2 / (R * NV);
@@ -63,9 +100,10 @@ VR_INLINE void with_constant(int64_t rows, const F& f) {
   if constexpr (R > 1) with_constant<R - 1>(rows, f);
 }
 
-// Calls f(row, R, block, NB) for tiles that cover rows [0, rows) and blocks [0, blocks); R and NB are
-// Constants. Rows are spread evenly: 7 rows make tiles of 4 and 3, not of 6 and 1. Blocks are the outer loop,
-// so that a block's weights stay in the first-level cache for all its rows.
+// Calls f(row, R, block, NB) for tiles that cover rows [0, rows) and blocks [0,
+// blocks); R and NB are Constants. Rows are spread evenly: 7 rows make tiles of
+// 4 and 3, not of 6 and 1. Blocks are the outer loop, so that a block's weights
+// stay in the first-level cache for all its rows.
 template <int NV, class F>
 VR_INLINE void for_each_tile(int64_t rows, int64_t blocks, const F& f) {
   if (rows == 0) return;
@@ -93,11 +131,11 @@ VR_INLINE void for_each_tile(int64_t rows, int64_t blocks, const F& f) {
   }
 }
 
-// How `product` starts its sums.
+// What `product` adds to its sums.
 template <class T>
 struct Start {
-  const T* values;  // null for zeros
-  int64_t stride;   // from one row to the next; 0 if all rows start alike
+  const T* values;  // null for nothing
+  int64_t stride;   // from one row to the next; 0 if it is the same for all rows
 };
 
 inline constexpr int kProductVectors = 2;
@@ -108,24 +146,21 @@ template <class T, int R, int NB>
 __attribute__((noinline)) void product_tile(const T* a, int64_t lda, const T* w, int64_t K,
                                             Start<T> start, T* c, int64_t ldc) {
   constexpr int kVectors = NB * kProductVectors;
-  Vec<T> acc[R][kVectors];
+  Vec<T> sums[R][kVectors];
+  multiply<T, R, NB, kProductVectors>(sums, a, lda, w, K);
   VR_UNROLL
   for (int r = 0; r < R; ++r) {
     VR_UNROLL
     for (int v = 0; v < kVectors; ++v) {
-      acc[r][v] = start.values == nullptr ? Vec<T>{}
-                                          : load(start.values + r * start.stride + v * kLanes<T>);
+      const int64_t column = v * kLanes<T>;
+      if (start.values != nullptr) sums[r][v] += load(start.values + r * start.stride + column);
+      store(c + r * ldc + column, sums[r][v]);
     }
-  }
-  multiply_add<T, R, NB, kProductVectors>(acc, a, lda, w, K);
-  VR_UNROLL
-  for (int r = 0; r < R; ++r) {
-    VR_UNROLL
-    for (int v = 0; v < kVectors; ++v) store(c + r * ldc + v * kLanes<T>, acc[r][v]);
   }
 }
 
-// c[r][:] = start[r][:] + a[r][0..K) times the packed weights; c has blocks * kProductWidth columns.
+// c[r][:] = start[r][:] + a[r][0..K) times the packed weights; c has blocks *
+// kProductWidth columns.
 template <class T>
 void product(const T* a, int64_t lda, int64_t rows, const T* w, int64_t K, int64_t blocks,
              Start<T> start, T* c, int64_t ldc) {
@@ -137,40 +172,6 @@ void product(const T* a, int64_t lda, int64_t rows, const T* w, int64_t K, int64
     product_tile<T, decltype(R)::kValue, decltype(NB)::kValue>(
         a + r * lda, lda, w + b * K * kWidth, K, from, c + r * ldc + b * kWidth, ldc);
   });
-}
-
-// A matrix to pack: column c of the result, element k, is
-// matrix[source(c) * column_stride + k * k_stride], or 0 where source(c) is -1.
-struct Source {
-  const void* matrix;
-  Dtype dtype;
-  int64_t column_stride;
-  int64_t k_stride;
-};
-
-template <class T>
-VR_INLINE T load_one(const void* matrix, Dtype dtype, int64_t index) {
-  if constexpr (sizeof(T) == sizeof(double)) {
-    return static_cast<const T*>(matrix)[index];
-  } else {
-    if (dtype == Dtype::kFloat32) return static_cast<const T*>(matrix)[index];
-    const uint16_t x = static_cast<const uint16_t*>(matrix)[index];
-    return dtype == Dtype::kBFloat16 ? from_bfloat16(x) : from_float16(x);
-  }
-}
-
-// Packs one block: to[k][j] for K values of k and `width` columns that begin at `first_column`.
-template <class T, class ColumnMap>
-void pack_block(T* to, int64_t K, int width, int64_t first_column, const Source& from,
-                const ColumnMap& source) {
-  for (int j = 0; j < width; ++j) {
-    const int64_t column = source(first_column + j);
-    for (int64_t k = 0; k < K; ++k) {
-      to[k * width + j] = column < 0 ? T{0}
-                                     : load_one<T>(from.matrix, from.dtype,
-                                                   column * from.column_stride + k * from.k_stride);
-    }
-  }
 }
 
 }  // namespace varlen_rnn::VARLEN_RNN_ISA

@@ -1,0 +1,81 @@
+// Weights into blocks of `width` columns, each [K][width]: the order in which a
+// tile reads them.
+//
+// Packing is done in every call. It reads and writes each weight once, a vector
+// at a time, which costs less than to find out whether a cached pack is still
+// valid: nothing tells of a write through `parameter.data`.
+#pragma once
+
+#include "cpu/rows-inl.h"
+#include "cpu/simd-inl.h"
+
+namespace varlen_rnn::VARLEN_RNN_ISA {
+
+template <class T>
+VR_INLINE T load_one(const void* tensor, Dtype dtype, int64_t index) {
+  T value;
+  load_row(&value, at(tensor, dtype, index), dtype, 1);
+  return value;
+}
+
+// Lane l of the first result: a[l] where l has no `bit`, else b[l - bit]. Of
+// the second: a[l + bit], else b[l].
+template <class T, int bit, int... l>
+VR_INLINE void exchange(Vec<T>& a, Vec<T>& b, std::integer_sequence<int, l...>) {
+  constexpr int kN = kLanes<T>;
+  const Vec<T> first = __builtin_shufflevector(a, b, ((l & bit) == 0 ? l : l - bit + kN)...);
+  b = __builtin_shufflevector(a, b, ((l & bit) == 0 ? l + bit : l + kN)...);
+  a = first;
+}
+
+template <class T, int bit = kLanes<T> / 2>
+VR_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
+  VR_UNROLL
+  for (int i = 0; i < kLanes<T>; ++i) {
+    if ((i & bit) == 0) exchange<T, bit>(rows[i], rows[i + bit], LaneIndices<T>{});
+  }
+  if constexpr (bit > 1) transpose<T, bit / 2>(rows);
+}
+
+// Packs a block whose column j is row source(first_column + j) of `matrix` [..,
+// K], or zeros if that is -1: to[k][j] = matrix[source(first_column + j)][k].
+template <class T, class Source>
+void pack_rows_as_columns(T* to, int64_t K, int width, int64_t first_column, const void* matrix,
+                          Dtype dtype, const Source& source) {
+  constexpr int kN = kLanes<T>;
+  for (int j = 0; j < width; j += kN) {
+    int64_t rows[kN];
+    for (int i = 0; i < kN; ++i) rows[i] = source(first_column + j + i);
+    for (int64_t k = 0; k < K; k += kN) {
+      const int64_t count = K - k < kN ? K - k : kN;
+      Vec<T> tile[kN];
+      VR_UNROLL
+      for (int i = 0; i < kN; ++i) {
+        T lanes[kN] = {};
+        if (rows[i] >= 0) load_row(lanes, at(matrix, dtype, rows[i] * K + k), dtype, count);
+        tile[i] = load(lanes);
+      }
+      transpose<T>(tile);
+      if (count == kN) {
+        VR_UNROLL
+        for (int i = 0; i < kN; ++i) store(to + (k + i) * width + j, tile[i]);
+      } else {
+        for (int64_t i = 0; i < count; ++i) store(to + (k + i) * width + j, tile[i]);
+      }
+    }
+  }
+}
+
+// Packs a block of `matrix` [K, columns] that begins at column `first`:
+// to[k][j] = matrix[k][first + j], and zeros beyond the last column.
+template <class T>
+void pack_columns(T* to, int64_t K, int width, int64_t first, const void* matrix, Dtype dtype,
+                  int64_t columns) {
+  const int64_t count = columns - first < width ? columns - first : width;
+  for (int64_t k = 0; k < K; ++k) {
+    load_row(to + k * width, at(matrix, dtype, k * columns + first), dtype, count);
+    for (int64_t j = count; j < width; ++j) to[k * width + j] = T{0};
+  }
+}
+
+}  // namespace varlen_rnn::VARLEN_RNN_ISA
