@@ -39,7 +39,7 @@ test-sanitizer: $(TOOLS)  ## run the kernels' C++ test under the address and und
 	$(BIN)/cmake --build $(SANITIZER)
 	$(SANITIZER)/kernels_test
 
-bench: $(INSTALLED)  ## run the benchmarks
+bench: $(INSTALLED)  ## run the short benchmarks (ARGS=--full: all of them)
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 # The checks stand in .pre-commit-config.yaml; here they run on every file that git does not ignore.

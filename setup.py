@@ -103,6 +103,7 @@ class CMakeBuild(build_ext):
         """Copies what CMake built to where setuptools expects it."""
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)  # a process that has it loaded keeps the old file
         shutil.copy2(self.build_folder / target.name, target)
 
 

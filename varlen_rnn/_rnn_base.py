@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,27 +51,31 @@ class VarLenRNNBase(nn.RNNBase):
     def _forward(
         self,
         input: Tensor | PackedSequence,
-        states: tuple[Tensor | None, ...],
+        states: tuple[Tensor, ...] | None,
         state_sizes: tuple[int, ...],
         lengths: Lengths | None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
-        self._check_input(input)
+        weights = [self._layer_weights(layer) for layer in range(self.num_layers)]
+        self._check_input(input, weights[0][0][0])
         if lengths is not None and isinstance(input, PackedSequence):
             name = type(self).__name__
             raise ValueError(f"{name}: lengths must be None with a PackedSequence, got lengths")
         x, batch = self._flatten(input, lengths)
         unbatched = isinstance(input, Tensor) and input.dim() == 2
-        self._check_states(states, state_sizes, x, batch.num_rows, unbatched)
-        if unbatched:
-            states = tuple(None if s is None else s.unsqueeze(1) for s in states)
+        if states is not None:
+            self._check_states(states, state_sizes, x, batch.num_rows, unbatched)
+            if unbatched:
+                states = tuple(s.unsqueeze(1) for s in states)
         directions = 2 if self.bidirectional else 1
         finals: list[tuple[Tensor, ...]] = []
         for layer in range(self.num_layers):
             if layer > 0:
                 x = F.dropout(x, self.dropout, self.training)
             first = layer * directions
-            initial = [None if s is None else s[first : first + directions] for s in states]
-            x, *final = self._layer(x, initial, self._layer_weights(layer), batch)
+            initial: list[Tensor | None] = [None] * len(state_sizes)
+            if states is not None:
+                initial = [s[first : first + directions] for s in states]
+            x, *final = self._layer(x, initial, weights[layer], batch)
             finals.append(tuple(final))
         h_and_c = tuple(torch.cat(parts) for parts in zip(*finals, strict=True))
         if isinstance(input, PackedSequence):
@@ -134,14 +139,13 @@ class VarLenRNNBase(nn.RNNBase):
     def _fail(self, what: str, expected: str, got: object) -> InputShapeError:
         return InputShapeError(f"{type(self).__name__}: {what} must be {expected}, got {got}")
 
-    def _check_input(self, input: Tensor | PackedSequence) -> None:
+    def _check_input(self, input: Tensor | PackedSequence, weight: Tensor) -> None:
         name = type(self).__name__
         packed = isinstance(input, PackedSequence)
         data = input.data if isinstance(input, PackedSequence) else input
         if not isinstance(data, Tensor) or data.is_nested:
             got = "a NestedTensor" if isinstance(data, Tensor) else type(data).__name__
             raise TypeError(f"{name}: input must be a Tensor or a PackedSequence, got {got}")
-        weight = self.weight_ih_l0
         if data.dtype != weight.dtype:
             raise InputTypeError(
                 f"{name}: input must have the weights' dtype {weight.dtype}, got {data.dtype}"
@@ -165,25 +169,35 @@ class VarLenRNNBase(nn.RNNBase):
             raise ValueError(
                 f"{name}: lengths need a batch {self._batch_form('I')}, got one [T, I]"
             )
-        array = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths)
-        integers = not (
-            array.is_floating_point() or array.is_complex() or array.dtype == torch.bool
-        )
-        if not integers and (isinstance(lengths, Tensor) or array.numel()):
-            raise TypeError(f"{name}: lengths must be integers, got {array.dtype}")
-        if array.shape != (num_rows,):
-            raise self._fail("lengths", f"[B] = [{num_rows}]", list(array.shape))
-        array = array.detach().to("cpu", torch.int64)
-        outside = ((array < 0) | (array > num_steps)).nonzero()
+        expected = f"in [0, T] = [0, {num_steps}]"
+        if not isinstance(lengths, Tensor):
+            lengths = self._lengths_from_sequence(lengths, expected)
+        if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+            raise TypeError(f"{name}: lengths must be integers, got {lengths.dtype}")
+        if lengths.shape != (num_rows,):
+            raise self._fail("lengths", f"[B] = [{num_rows}]", list(lengths.shape))
+        lengths = lengths.detach().to("cpu", torch.int64)
+        outside = ((lengths < 0) | (lengths > num_steps)).nonzero()
         if outside.numel():
             index = int(outside[0])
-            got = f"{int(array[index])} at index {index}"
-            raise self._fail("lengths", f"in [0, T] = [0, {num_steps}]", got)
-        return array
+            raise self._fail("lengths", expected, f"{int(lengths[index])} at index {index}")
+        return lengths
+
+    def _lengths_from_sequence(self, lengths: Sequence[int], expected: str) -> Tensor:
+        try:
+            array = np.asarray(lengths)
+        except ValueError as error:
+            raise self._fail("lengths", "[B]", "sequences of unequal lengths") from error
+        if array.dtype == object and all(isinstance(number, int) for number in array.flat):
+            raise self._fail("lengths", expected, f"{max(array.flat, key=abs)}")
+        if array.size and array.dtype.kind not in "iu":
+            name = type(self).__name__
+            raise TypeError(f"{name}: lengths must be integers, got {array.dtype}")
+        return torch.from_numpy(array.astype(np.int64))
 
     def _check_states(
         self,
-        states: tuple[Tensor | None, ...],
+        states: tuple[Tensor, ...],
         sizes: tuple[int, ...],
         x: Tensor,
         num_rows: int,
@@ -191,8 +205,6 @@ class VarLenRNNBase(nn.RNNBase):
     ) -> None:
         layers = self.num_layers * (2 if self.bidirectional else 1)
         for state, symbol, size in zip(states, "hc"[: len(states)], sizes, strict=True):
-            if state is None:
-                continue
             what = f"hx ({symbol}_0)"
             if not isinstance(state, Tensor):
                 got = type(state).__name__

@@ -118,7 +118,8 @@ class VarLenLSTM(VarLenRNNBase):
             got = f"{len(hx)} of them" if isinstance(hx, (tuple, list)) else type(hx).__name__
             raise TypeError(f"VarLenLSTM: hx must be a tuple (h_0, c_0), got {got}")
         sizes = (self.proj_size or self.hidden_size, self.hidden_size)
-        output, (h_n, c_n) = self._forward(input, hx or (None, None), sizes, lengths)
+        states = None if hx is None else (hx[0], hx[1])
+        output, (h_n, c_n) = self._forward(input, states, sizes, lengths)
         return output, (h_n, c_n)
 
     def _layer(
@@ -196,7 +197,8 @@ class VarLenGRU(VarLenRNNBase):
         Arguments, result and errors are those of :meth:`VarLenLSTM.forward`, with
         ``h_0 [L * D, B, H]`` for ``hx`` and ``h_n`` for the final state.
         """
-        output, (h_n,) = self._forward(input, (hx,), (self.hidden_size,), lengths)
+        states = None if hx is None else (hx,)
+        output, (h_n,) = self._forward(input, states, (self.hidden_size,), lengths)
         return output, h_n
 
     def _layer(

@@ -73,6 +73,8 @@ def _compiled(x: Tensor) -> bool:
     if _extension.UNAVAILABLE is not None:
         _extension.warn_once()
         return False
+    if torch._C._are_functorch_transforms_active():
+        return False  # torch.func differentiates and batches the reference
     return x.device.type == "cpu" and x.dtype in _DTYPES
 
 
