@@ -1,0 +1,72 @@
+"""Seeds, fresh memory full of NaN, and the instruction sets and thread counts that tests run on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+from helpers import HAS_EXTENSION
+
+from varlen_rnn import _extension
+
+if HAS_EXTENSION:
+    from varlen_rnn import _C
+
+    ISAS = _C.available_cpu_isas()
+else:
+    ISAS = ["reference"]
+
+
+def pytest_configure() -> None:
+    """Every tensor that is made without values holds NaN: reading what was never written shows.
+
+    One thread unless a test says otherwise: for sizes this small a second one only waits.
+    """
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fallback_warning_is_over() -> None:
+    """Without the extension the first call warns, which would fail whichever test came first."""
+    if not HAS_EXTENSION:
+        with pytest.warns(RuntimeWarning, match="the plain PyTorch reference runs instead"):
+            _extension.warn_once()
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same random numbers whichever tests ran before."""
+    random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set of this machine, forced; the reference if nothing was compiled."""
+    if not HAS_EXTENSION:
+        yield request.param
+        return
+    before = _C.cpu_isa()
+    _C.set_cpu_isa(request.param)
+    assert _C.cpu_isa() == request.param
+    yield request.param
+    _C.set_cpu_isa(before)
+
+
+@pytest.fixture
+def restore_threads() -> Iterator[None]:
+    """For tests that set the number of threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=[1, 2] if HAS_EXTENSION else [1], ids=lambda count: f"threads{count}")
+def threads(request: pytest.FixtureRequest, restore_threads: None) -> int:
+    """One and two threads; what torch does with its own is not ours to test."""
+    torch.set_num_threads(request.param)
+    return request.param

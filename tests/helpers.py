@@ -1,0 +1,262 @@
+"""What the tests share: the truth by torch.nn, batches in every form, and how results are compared.
+
+Everything that is compared is canonical, whatever form the batch had: ``out [B, T, D * P]``, zero
+at padding, states ``[L * D, B, *]`` in the caller's order of rows, and gradients of a loss over all
+of these.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from varlen_rnn import VarLenGRU, VarLenLSTM, _extension
+from varlen_rnn.layout import Layout
+
+CELLS = ("lstm", "gru")
+TORCH = {"lstm": nn.LSTM, "gru": nn.GRU}
+OURS = {"lstm": VarLenLSTM, "gru": VarLenGRU}
+HAS_EXTENSION = _extension.UNAVAILABLE is None
+
+Results = dict[str, Tensor]
+
+
+def child_environment(**variables: str) -> dict[str, str]:
+    """For a fresh interpreter that finds the same packages, with none of our variables but these.
+
+    One thread: waiting threads of a second process slow this one down, and are slowed by it.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("VARLEN_RNN_")}
+    paths = os.pathsep.join(path for path in sys.path if path)
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **variables}
+
+
+def pair(
+    cell: str, *args: object, seed: int = 0, **options: object
+) -> tuple[nn.RNNBase, nn.RNNBase]:
+    """The torch module and ours, with the same weights."""
+    torch.manual_seed(seed)
+    theirs = TORCH[cell](*args, **options)
+    ours = OURS[cell](*args, **options)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def states_of(hx: object) -> list[Tensor]:
+    """The states of either cell, or of none, as a list."""
+    if hx is None:
+        return []
+    return list(hx) if isinstance(hx, (tuple, list)) else [hx]
+
+
+def as_hx(states: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...] | None:
+    """Such a list as the modules take it."""
+    if not states:
+        return None
+    return states[0] if len(states) == 1 else tuple(states)
+
+
+def random_hx(rnn: nn.RNNBase, num_rows: int, *, seed: int = 1) -> list[Tensor]:
+    """Initial states for ``num_rows`` rows, in the module's dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = rnn.num_layers * (2 if rnn.bidirectional else 1)
+    sizes = [rnn.proj_size or rnn.hidden_size, rnn.hidden_size][: 2 if rnn.mode == "LSTM" else 1]
+    dtype = rnn.weight_ih_l0.dtype
+    return [torch.randn(layers, num_rows, s, generator=generator).to(dtype) for s in sizes]
+
+
+def random_batch(rnn: nn.RNNBase, num_rows: int, num_steps: int, *, seed: int = 2) -> Tensor:
+    """``[B, T, I]`` in the module's dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(num_rows, num_steps, rnn.input_size, generator=generator)
+    return x.to(rnn.weight_ih_l0.dtype)
+
+
+def torch_packed(
+    rnn: nn.RNNBase, x: Tensor, states: Sequence[Tensor], lengths: Sequence[int]
+) -> tuple[Tensor, list[Tensor]]:
+    """The truth: a torch module on the ``PackedSequence`` of the rows that have tokens.
+
+    ``x`` is ``[B, T, I]``. Rows without tokens, which a ``PackedSequence`` cannot hold, give zeros
+    and keep their states.
+    """
+    kept = torch.tensor([b for b, length in enumerate(lengths) if length])
+    directions = 2 if rnn.bidirectional else 1
+    out = x.new_zeros(*x.shape[:2], directions * (rnn.proj_size or rnn.hidden_size))
+    finals = list(states) or [torch.zeros_like(s) for s in random_hx(rnn, len(x))]
+    if not kept.numel():
+        return out, finals
+    batch_first = rnn.batch_first
+    packed = pack_padded_sequence(
+        x[kept] if batch_first else x[kept].transpose(0, 1),
+        [length for length in lengths if length],
+        batch_first=batch_first,
+        enforce_sorted=False,
+    )
+    out_packed, hx = rnn(packed, as_hx([s[:, kept] for s in states]))
+    out_kept, _ = pad_packed_sequence(out_packed, batch_first=True, total_length=x.shape[1])
+    finals = [s.index_copy(1, kept, n) for s, n in zip(finals, states_of(hx), strict=True)]
+    return out.index_copy(0, kept, out_kept), finals
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of tokens in a row, and the rows whose states it starts from and ends in (-1: none)."""
+
+    row: int
+    start: int
+    length: int
+    initial_row: int
+    final_row: int
+
+
+def rows_as_segments(lengths: Sequence[int]) -> list[Segment]:
+    """Right-padded rows: each row with tokens is one segment."""
+    return [Segment(b, 0, length, b, b) for b, length in enumerate(lengths) if length]
+
+
+def layout_of(
+    segments: Sequence[Segment],
+    num_rows: int,
+    num_steps: int,
+    *,
+    batch_first: bool = True,
+    bidirectional: bool = True,
+) -> Layout:
+    """The layout of any segments, found by walking over all tokens."""
+    by_length = sorted(segments, key=lambda segment: -segment.length)
+    places = [
+        (step, g)
+        for step in range(max((s.length for s in segments), default=0))
+        for g, segment in enumerate(by_length)
+        if step < segment.length
+    ]
+
+    def flat(step: int, g: int) -> int:
+        row, position = by_length[g].row, by_length[g].start + step
+        return row * num_steps + position if batch_first else position * num_rows + row
+
+    steps = [step for step, _ in places]
+    reverse = [places.index((by_length[g].length - 1 - step, g)) for step, g in places]
+    return Layout(
+        torch.tensor([steps.count(step) for step in sorted(set(steps))], dtype=torch.int64),
+        torch.tensor([flat(step, g) for step, g in places], dtype=torch.int64),
+        torch.tensor(reverse, dtype=torch.int64) if bidirectional else None,
+        torch.tensor([segment.initial_row for segment in by_length], dtype=torch.int64),
+        torch.tensor([segment.final_row for segment in by_length], dtype=torch.int64),
+        num_rows,
+    )
+
+
+def torch_per_segment(
+    rnn: nn.RNNBase, x: Tensor, states: Sequence[Tensor], segments: Sequence[Segment]
+) -> tuple[Tensor, list[Tensor]]:
+    """The truth for any segments: a torch module on each alone; ``x`` is ``[B, T, I]``."""
+    directions = 2 if rnn.bidirectional else 1
+    out = x.new_zeros(*x.shape[:2], directions * (rnn.proj_size or rnn.hidden_size))
+    zeros = [torch.zeros_like(s) for s in random_hx(rnn, len(x))]
+    initial = list(states) or zeros
+    finals = [s.clone() for s in initial]
+    for segment in segments:
+        place = segment.row, slice(segment.start, segment.start + segment.length)
+        source = zeros if segment.initial_row < 0 else initial
+        row_out, hx = rnn(x[place], as_hx([s[:, segment.initial_row] for s in source]))
+        out[place] = row_out
+        if segment.final_row >= 0:
+            for final, state in zip(finals, states_of(hx), strict=True):
+                final[:, segment.final_row] = state
+    return out, finals
+
+
+FORMS = ("padded", "packed", "sorted", "full", "single")
+
+
+def ours_in_form(
+    rnn: nn.RNNBase, x: Tensor, states: Sequence[Tensor], lengths: Sequence[int], form: str
+) -> tuple[Tensor, list[Tensor]]:
+    """Our module on ``x [B, T, I]`` given in one of ``FORMS``, with the result made canonical.
+
+    ``sorted`` needs lengths that are, ``packed`` and ``sorted`` need tokens in every row, ``full``
+    and ``single`` need rows without padding, ``single`` just one.
+    """
+    batch_first = rnn.batch_first
+    if form == "single":
+        out, hx = rnn(x[0], as_hx([s[:, 0] for s in states]))
+        return out.unsqueeze(0), [s.unsqueeze(1) for s in states_of(hx)]
+    batch = x if batch_first else x.transpose(0, 1)
+    if form in ("packed", "sorted"):
+        packed = pack_padded_sequence(
+            batch, list(lengths), batch_first=batch_first, enforce_sorted=form == "sorted"
+        )
+        out, hx = rnn(packed, as_hx(states))
+        assert isinstance(out, PackedSequence)
+        out, _ = pad_packed_sequence(out, batch_first=True, total_length=x.shape[1])
+        return out, states_of(hx)
+    keywords = {"lengths": torch.tensor(lengths)} if form == "padded" else {}
+    out, hx = rnn(batch, as_hx(states), **keywords)
+    return out if batch_first else out.transpose(0, 1), states_of(hx)
+
+
+def with_gradients(
+    outputs: tuple[Tensor, list[Tensor]],
+    leaves: dict[str, Tensor],
+    *,
+    seed: int = 3,
+) -> Results:
+    """Outputs, final states, and the gradients of a random linear loss over all of them."""
+    out, finals = outputs
+    results = {"out": out, **dict(zip(("h_n", "c_n"), finals, strict=False))}
+    generator = torch.Generator().manual_seed(seed)
+    factors = [torch.randn(t.shape, generator=generator).to(t.dtype) for t in results.values()]
+    loss = sum((t * f).sum() for t, f in zip(results.values(), factors, strict=True))
+    gradients = torch.autograd.grad(
+        loss, list(leaves.values()), allow_unused=True, materialize_grads=True
+    )
+    results = {name: t.detach() for name, t in results.items()}
+    return results | {f"d_{name}": d for name, d in zip(leaves, gradients, strict=True)}
+
+
+def leaves_of(rnn: nn.RNNBase, x: Tensor, states: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Everything that gets a gradient, by name; makes ``x`` and ``states`` require one."""
+    named = {"x": x, **dict(zip(("h_0", "c_0"), states, strict=False))}
+    for tensor in named.values():
+        tensor.requires_grad_()
+    return named | dict(rnn.named_parameters())
+
+
+def max_error(got: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference; infinite for NaN or a shape that differs."""
+    if got.shape != expected.shape:
+        return float("inf")
+    if not got.numel():
+        return 0.0
+    error = float((got.double() - expected.double()).abs().max())
+    return error if error == error else float("inf")
+
+
+def largest(tensor: Tensor) -> float:
+    """Largest absolute value, 0 if there is none."""
+    return float(tensor.double().abs().max()) if tensor.numel() else 0.0
+
+
+def assert_close64(got: Results, expected: Results, tolerance: float = 1e-12) -> None:
+    """The float64 contract: absolute for outputs, relative to the largest for gradients."""
+    assert got.keys() == expected.keys()
+    for name, truth in expected.items():
+        scale = largest(truth) if name.startswith("d_") else 1.0
+        error = max_error(got[name], truth)
+        assert error <= tolerance * scale, f"{name}: error {error:.3g} at scale {scale:.3g}"
+
+
+def assert_bitwise(got: Tensor, expected: Tensor, name: str = "") -> None:
+    """Same dtype, shape and bits; unlike ``torch.equal``, NaN equals NaN and 0 differs from -0."""
+    assert (got.dtype, got.shape) == (expected.dtype, expected.shape), name
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[got.element_size()]
+    differing = got.contiguous().view(integer) != expected.contiguous().view(integer)
+    assert not differing.any(), f"{name}: {int(differing.sum())} of {differing.numel()} differ"

@@ -1,0 +1,176 @@
+"""What runs where no compiled extension is, and the environment variables, in fresh processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ISAS
+from helpers import HAS_EXTENSION, child_environment
+
+import varlen_rnn
+
+needs_extension = pytest.mark.skipif(not HAS_EXTENSION, reason="there is no compiled extension")
+
+USES_EVERYTHING = """
+import warnings
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import varlen_rnn
+    print("after import:", len(caught))
+    for theirs in (nn.LSTM, nn.GRU):
+        rnn = theirs(3, 5, 2, bidirectional=True, dtype=torch.float64)
+        x = torch.randn(7, 3, 3, dtype=torch.float64)
+        packed = pack_padded_sequence(x, [7, 4, 1])
+        expected, expected_hx = rnn(packed)
+        gradients = torch.autograd.grad(expected.data.square().sum(), list(rnn.parameters()))
+        got, hx = varlen_rnn.convert(rnn)(packed)
+        got_gradients = torch.autograd.grad(got.data.square().sum(), list(rnn.parameters()))
+        with torch.no_grad():
+            again, _ = rnn(packed)
+        for a, b in ((got.data, expected.data), (again.data, expected.data), (hx, expected_hx),
+                     (got_gradients, gradients)):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+for warning in caught:
+    print("warning:", warning.category.__name__, str(warning.message))
+print("extension:", varlen_rnn.build_info()["extension"])
+"""
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=child_environment(**environment),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def output_of(code: str, **environment: str) -> list[str]:
+    result = run_python(code, **environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+def test_the_fallback_is_right_and_says_so_once_at_the_first_call() -> None:
+    lines = output_of(USES_EVERYTHING, VARLEN_RNN_DISABLE_EXTENSION="1")
+    assert lines == [
+        "after import: 0",
+        "warning: RuntimeWarning varlen_rnn: the compiled extension is not in use "
+        "(VARLEN_RNN_DISABLE_EXTENSION is set); the plain PyTorch reference runs instead, "
+        "with the same results but slower",
+        "extension: False",
+    ]
+
+
+@needs_extension
+@pytest.mark.parametrize("value", [None, "", "0"])
+def test_the_extension_works_without_a_warning(value: str | None) -> None:
+    environment = {} if value is None else {"VARLEN_RNN_DISABLE_EXTENSION": value}
+    assert output_of(USES_EVERYTHING, **environment) == ["after import: 0", "extension: True"]
+
+
+def test_build_info_says_why_the_extension_is_not_in_use() -> None:
+    code = "import varlen_rnn; print(varlen_rnn.build_info())"
+    (line,) = output_of(code, VARLEN_RNN_DISABLE_EXTENSION="1")
+    expected = {
+        "version": varlen_rnn.__version__,
+        "extension": False,
+        "reason": "VARLEN_RNN_DISABLE_EXTENSION is set",
+    }
+    assert line == str(expected)
+
+
+@needs_extension
+def test_build_info_says_what_was_compiled_and_what_is_in_use(isa: str) -> None:
+    info = varlen_rnn.build_info()
+    assert info["extension"] is True
+    assert info["cpu_isa"] == isa
+    assert list(info["cpu_isas"]) == ISAS
+    assert {"version", "torch_target_version", "compiler"} <= set(info)
+
+
+@needs_extension
+def test_instruction_sets_come_lowest_first_and_the_highest_is_in_use() -> None:
+    order = ["baseline", "avx2", "avx512", "neon"]
+    assert sorted(ISAS, key=order.index) == ISAS
+    assert ISAS[0] == "baseline"
+    code = "import varlen_rnn; print(varlen_rnn.build_info()['cpu_isa'])"
+    assert output_of(code) == [ISAS[-1]]
+
+
+@needs_extension
+@pytest.mark.parametrize("name", ISAS)
+def test_the_environment_forces_an_instruction_set(name: str) -> None:
+    code = "import varlen_rnn; print(varlen_rnn.build_info()['cpu_isa'])"
+    assert output_of(code, VARLEN_RNN_CPU_ISA=name) == [name]
+
+
+@needs_extension
+@pytest.mark.parametrize("name", ["sse9", "AVX2 ", "avx2,baseline"])
+def test_an_unknown_instruction_set_in_the_environment_is_said_with_those_there_are(
+    name: str,
+) -> None:
+    code = "import varlen_rnn, torch; varlen_rnn.VarLenGRU(3, 5)(torch.zeros(2, 3))"
+    result = run_python(code, VARLEN_RNN_CPU_ISA=name)
+    assert result.returncode in (0, 1), "killed by a signal"
+    for said in (f"got '{name}'", *ISAS):
+        assert said in result.stderr
+
+
+@needs_extension
+@pytest.mark.parametrize("name", ["sse9", "", "AVX2", "neon" if "avx2" in ISAS else "avx2"])
+def test_an_unknown_or_unavailable_instruction_set_is_a_value_error(name: str) -> None:
+    from varlen_rnn import _C
+
+    before = _C.cpu_isa()
+    with pytest.raises(ValueError, match="baseline"):
+        _C.set_cpu_isa(name)
+    with pytest.raises(TypeError):
+        _C.set_cpu_isa(2)
+    assert _C.cpu_isa() == before
+
+
+@needs_extension
+def test_importing_before_torch_and_in_a_thread_works() -> None:
+    code = """
+import threading
+def work():
+    import varlen_rnn, torch
+    print(tuple(varlen_rnn.VarLenLSTM(3, 5)(torch.zeros(2, 3))[0].shape))
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+    assert output_of(code) == ["(2, 5)"]
+
+
+@needs_extension
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_it_works_in_a_forked_child() -> None:
+    code = """
+import os, torch, varlen_rnn
+torch.set_num_threads(1)
+rnn, x = varlen_rnn.VarLenLSTM(3, 5), torch.ones(2, 4, 3)
+expected = rnn(x)[0]
+if os.fork() == 0:
+    os._exit(0 if torch.equal(rnn(x)[0], expected) else 3)
+print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+    assert output_of(code) == ["0"]
+
+
+def test_the_version_is_that_of_the_installed_package() -> None:
+    from importlib.metadata import version
+
+    assert varlen_rnn.__version__ == version("varlen_rnn") == varlen_rnn.build_info()["version"]
+    assert torch.__version__

@@ -1,0 +1,206 @@
+"""A sequence's outputs and final states are bitwise the same, whatever it comes beside, and how."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from conftest import ISAS
+from helpers import (
+    CELLS,
+    HAS_EXTENSION,
+    OURS,
+    as_hx,
+    assert_bitwise,
+    ours_in_form,
+    random_batch,
+    random_hx,
+    states_of,
+)
+from torch import Tensor, nn
+
+if HAS_EXTENSION:
+    from varlen_rnn import _C
+
+pytestmark = pytest.mark.skipif(not HAS_EXTENSION, reason="a promise of the compiled kernels")
+
+FUSED = [isa for isa in ISAS if isa != "baseline"]
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+SHAPES = {
+    "one unit": {"input_size": 1, "hidden_size": 1},
+    "odd": {"input_size": 7, "hidden_size": 33, "num_layers": 2, "bidirectional": True},
+    "no bias": {"input_size": 17, "hidden_size": 3, "num_layers": 3, "bias": False},
+    "medium": {"input_size": 100, "hidden_size": 129, "bidirectional": True},
+    "wide input": {"input_size": 300, "hidden_size": 5},
+    "large": {"input_size": 33, "hidden_size": 260},
+    "projected": {"input_size": 5, "hidden_size": 50, "proj_size": 17, "num_layers": 2},
+}
+SHAPE_CASES = [
+    pytest.param(cell, options, id=f"{cell} {name}")
+    for cell in CELLS
+    for name, options in SHAPES.items()
+    if cell == "lstm" or "proj_size" not in options
+]
+COUNT, LONGEST = 23, 13
+
+
+class Pool:
+    """Sequences and their states, of every length from 1 on, each computed alone once."""
+
+    def __init__(self, rnn: nn.RNNBase) -> None:
+        self.rnn = rnn
+        self.lengths = [1 + i % LONGEST for i in range(COUNT)]
+        self.x = random_batch(rnn, COUNT, LONGEST)
+        self.states = random_hx(rnn, COUNT)
+        self.alone = [self.run([i], self.lengths[i], "single") for i in range(COUNT)]
+
+    def run(self, rows: Sequence[int], num_steps: int, form: str) -> tuple[Tensor, list[Tensor]]:
+        rows = list(rows)
+        x = self.x[rows].new_full((len(rows), num_steps, self.x.shape[2]), float("nan"))
+        lengths = [min(self.lengths[i], num_steps) for i in rows]
+        for b, (i, length) in enumerate(zip(rows, lengths, strict=True)):
+            x[b, :length] = self.x[i, :length]
+        with torch.no_grad():
+            return ours_in_form(self.rnn, x, [s[:, rows] for s in self.states], lengths, form)
+
+    def check(self, rows: Sequence[int], num_steps: int, form: str, what: str = "") -> None:
+        out, finals = self.run(rows, num_steps, form)
+        for b, i in enumerate(rows):
+            where = f"{what} row {b} of {len(rows)}, {form}: sequence {i}, length {self.lengths[i]}"
+            alone, alone_finals = self.alone[i]
+            assert_bitwise(out[b, : self.lengths[i]], alone[0], where)
+            for got, expected in zip(finals, alone_finals, strict=True):
+                assert_bitwise(got[:, b], expected[:, 0], where)
+
+
+def make(cell: str, options: dict[str, object], dtype: torch.dtype = torch.float32) -> nn.RNNBase:
+    torch.manual_seed(0)
+    return OURS[cell](dtype=dtype, **options).eval()
+
+
+def check_many_batches(pool: Pool, *, seed: int) -> None:
+    draw = random.Random(seed)
+    for num_rows in (1, 2, 3, 5, 6, 7, 8, 13, COUNT):
+        rows = draw.sample(range(COUNT), num_rows)
+        longest = max(pool.lengths[i] for i in rows)
+        pool.rnn.batch_first = draw.random() < 0.5
+        pool.check(rows, longest + draw.choice([0, 1, 9]), "padded")
+        pool.check(rows, longest, "packed")
+        rows.sort(key=lambda i: -pool.lengths[i])
+        pool.check(rows, longest, "sorted")
+        same = [i for i in range(COUNT) if pool.lengths[i] == pool.lengths[rows[0]]]
+        pool.check(same, pool.lengths[rows[0]], "full")
+
+
+@pytest.mark.parametrize(("cell", "options"), SHAPE_CASES)
+def test_neighbours_order_padding_form_and_threads_change_no_bit(
+    cell: str, options: dict[str, object], isa: str, restore_threads: None
+) -> None:
+    torch.set_num_threads(1)
+    pool = Pool(make(cell, options))
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        check_many_batches(pool, seed=threads)
+        for i in range(COUNT):
+            pool.check([i], pool.lengths[i], "single", f"{threads} threads")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_dtype_is_invariant(cell: str, dtype: str, isa: str, threads: int) -> None:
+    pool = Pool(make(cell, SHAPES["odd"], DTYPES[dtype]))
+    check_many_batches(pool, seed=threads)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_row_among_hundreds_is_as_if_alone(cell: str, isa: str, threads: int) -> None:
+    rnn = make(cell, {"input_size": 17, "hidden_size": 40, "batch_first": True})
+    lengths = torch.randint(0, 9, (300,))
+    x, states = random_batch(rnn, 300, 8), random_hx(rnn, 300)
+    with torch.no_grad():
+        out, hx = rnn(x, as_hx(states), lengths=lengths)
+        for b in range(0, 300, 23):
+            alone, alone_hx = rnn(x[b, : lengths[b]], as_hx([s[:, b] for s in states]))
+            assert_bitwise(out[b, : lengths[b]], alone)
+            for got, expected in zip(states_of(hx), states_of(alone_hx), strict=True):
+                assert_bitwise(got[:, b], expected)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_one_step_at_a_time_gives_the_bits_of_the_whole(cell: str, isa: str) -> None:
+    rnn = make(cell, {"input_size": 17, "hidden_size": 40, "num_layers": 2})
+    x, hx = torch.randn(12, 3, 17), None
+    with torch.no_grad():
+        whole, whole_hx = rnn(x)
+        for t in range(12):
+            out, hx = rnn(x[t : t + 1], hx)
+            assert_bitwise(out[0], whole[t], f"step {t}")
+    for got, expected in zip(states_of(hx), states_of(whole_hx), strict=True):
+        assert_bitwise(got, expected)
+
+
+@pytest.mark.skipif(len(FUSED) < 2, reason="needs two instruction sets with fused multiply-add")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("cell", "options"), SHAPE_CASES)
+def test_instruction_sets_with_fused_multiply_add_agree(
+    cell: str, options: dict[str, object], dtype: str, threads: int
+) -> None:
+    before = _C.cpu_isa()
+    results = []
+    try:
+        for isa in FUSED:
+            _C.set_cpu_isa(isa)
+            pool = Pool(make(cell, options, DTYPES[dtype]))
+            out, finals = pool.run(range(COUNT), LONGEST, "padded")
+            results.append([out, *finals])
+    finally:
+        _C.set_cpu_isa(before)
+    for isa, result in zip(FUSED[1:], results[1:], strict=True):
+        for got, expected in zip(result, results[0], strict=True):
+            assert_bitwise(got, expected, f"{isa} against {FUSED[0]}")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_training_gives_the_bits_of_inference(cell: str, isa: str, threads: int) -> None:
+    rnn = make(cell, SHAPES["odd"])
+    x, lengths = torch.randn(13, 9, 7), torch.arange(9)
+    trained, trained_hx = rnn(x, lengths=lengths)
+    with torch.no_grad():
+        out, hx = rnn(x, lengths=lengths)
+    assert trained.requires_grad
+    assert not out.requires_grad
+    for got, expected in zip([trained, *states_of(trained_hx)], [out, *states_of(hx)], strict=True):
+        assert_bitwise(got.detach(), expected)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_repeated_training_step_gives_the_same_bits(cell: str, isa: str, threads: int) -> None:
+    rnn = make(cell, SHAPES["odd"] | {"dropout": 0.5}).train()
+    x, lengths = torch.randn(13, 9, 7), torch.arange(9)
+
+    def step() -> list[Tensor]:
+        torch.manual_seed(5)
+        leaf = x.clone().requires_grad_()
+        out, hx = rnn(leaf, lengths=lengths)
+        loss = out.square().sum() + sum(s.sum() for s in states_of(hx))
+        return [out.detach(), *torch.autograd.grad(loss, [leaf, *rnn.parameters()])]
+
+    for got, expected in zip(step(), step(), strict=True):
+        assert_bitwise(got, expected)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_calls_from_several_python_threads_do_not_disturb_each_other(cell: str) -> None:
+    pools = [Pool(make(cell, SHAPES[name])) for name in ("odd", "medium", "no bias")]
+    with ThreadPoolExecutor(4) as executor:
+        jobs = [executor.submit(check_many_batches, pool, seed=0) for pool in pools]
+        for job in jobs:
+            job.result()

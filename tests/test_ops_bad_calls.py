@@ -1,0 +1,193 @@
+"""Ops called directly with arguments that do not fit: an exception each time, never a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from helpers import CELLS, assert_bitwise, rows_as_segments
+from test_ops import Case, backward_arguments, make_case, needs_extension, op
+from torch import Tensor
+
+pytestmark = needs_extension
+
+Change = Callable[[Case], Case]
+
+
+def with_array(name: str, change: Callable[[Tensor], Any]) -> Change:
+    return lambda case: replace(
+        case, layout=replace(case.layout, **{name: change(getattr(case.layout, name))})
+    )
+
+
+def with_weights(kind: int, change: Callable[[list[Tensor]], list[Tensor]]) -> Change:
+    return lambda case: replace(
+        case,
+        weights=[change(w) if k == kind else w for k, w in enumerate(case.weights)],
+    )
+
+
+def with_state(change: Callable[[Tensor], Tensor]) -> Change:
+    return lambda case: replace(case, states=[change(case.states[0]), *case.states[1:]])
+
+
+def put(value: int) -> Callable[[Tensor], Tensor]:
+    """Overwrites the last entry."""
+    return lambda array: torch.cat([array[:-1], torch.tensor([value])])
+
+
+BAD: dict[str, Change] = {
+    "x of one dimension": lambda case: replace(case, x=case.x[:, 0]),
+    "x of three dimensions": lambda case: replace(case, x=case.x.unsqueeze(0)),
+    "x with too few features": lambda case: replace(case, x=case.x[:, :-1]),
+    "x with too few rows": lambda case: replace(case, x=case.x[:-11]),
+    "x of another dtype": lambda case: replace(case, x=case.x.float()),
+    "x of integers": lambda case: replace(case, x=case.x.long()),
+    "x of complex numbers": lambda case: replace(case, x=case.x.cfloat()),
+    "rows beyond the end": with_array("rows", put(20)),
+    "rows far beyond the end": with_array("rows", put(2**62)),
+    "rows before the start": with_array("rows", put(-1)),
+    "rows too few": with_array("rows", lambda array: array[:-1]),
+    "rows too many": with_array("rows", lambda array: torch.cat([array, array[:1]])),
+    "rows of two dimensions": with_array("rows", lambda array: array.unsqueeze(0)),
+    "rows of int32": with_array("rows", lambda array: array.int()),
+    "rows missing where x has fewer": lambda case: with_array("rows", lambda _: None)(
+        replace(case, x=case.x[:5])
+    ),
+    "reverse beyond the end": with_array("reverse", put(9)),
+    "reverse before the start": with_array("reverse", put(-1)),
+    "reverse too short": with_array("reverse", lambda array: array[:-1]),
+    "reverse of int32": with_array("reverse", lambda array: array.int()),
+    "reverse missing": with_array("reverse", lambda _: None),
+    "batch sizes that grow": with_array("batch_sizes", lambda array: array.flip(0)),
+    "batch sizes with too small a sum": with_array("batch_sizes", lambda array: array[:-1]),
+    "batch sizes with too large a sum": with_array("batch_sizes", lambda a: torch.cat([a, a[-1:]])),
+    "batch sizes of 0": with_array("batch_sizes", lambda a: torch.cat([a, a.new_zeros(1)])),
+    "batch sizes below 0": with_array("batch_sizes", put(-1)),
+    "batch sizes of two dimensions": with_array("batch_sizes", lambda array: array.unsqueeze(0)),
+    "batch sizes of int32": with_array("batch_sizes", lambda array: array.int()),
+    "batch sizes whose sum overflows": with_array(
+        "batch_sizes", lambda _: torch.tensor([2**62] * 4)
+    ),
+    "initial rows beyond the end": with_array("initial_row", put(4)),
+    "initial rows below -1": with_array("initial_row", put(-2)),
+    "initial rows too few": with_array("initial_row", lambda array: array[:-1]),
+    "initial rows of int32": with_array("initial_row", lambda array: array.int()),
+    "final rows beyond the end": with_array("final_row", put(4)),
+    "final rows far beyond the end": with_array("final_row", put(2**62)),
+    "final rows below -1": with_array("final_row", put(-2)),
+    "final rows too many": with_array("final_row", lambda array: torch.cat([array, array[:1]])),
+    "a number of rows that is too small": with_array("num_rows", lambda _: 2),
+    "a number of rows below 0": with_array("num_rows", lambda _: -1),
+    "no weights at all": lambda case: replace(case, weights=[[] for _ in case.weights]),
+    "no weight_ih": with_weights(0, lambda _: []),
+    "no weight_hh": with_weights(1, lambda _: []),
+    "three directions": lambda case: replace(case, weights=[[*w, *w[:1]] for w in case.weights]),
+    "weight_hh of one direction": with_weights(1, lambda weights: weights[:1]),
+    "bias_ih of one direction": with_weights(2, lambda weights: weights[:1]),
+    "bias_hh missing": with_weights(3, lambda _: []),
+    "weight_ih with too many columns": with_weights(
+        0, lambda ws: [torch.cat([w, w], 1) for w in ws]
+    ),
+    "weight_ih with too few rows": with_weights(0, lambda ws: [w[:-1] for w in ws]),
+    "weight_ih of one dimension": with_weights(0, lambda ws: [w[:, 0] for w in ws]),
+    "weight_ih of differing shapes": with_weights(0, lambda ws: [ws[0], ws[1][:, :-1]]),
+    "weight_hh with too few columns": with_weights(1, lambda ws: [w[:, :-1] for w in ws]),
+    "weight_hh with too few rows": with_weights(1, lambda ws: [w[:-1] for w in ws]),
+    "weight_hh of another dtype": with_weights(1, lambda ws: [w.float() for w in ws]),
+    "bias_ih too short": with_weights(2, lambda ws: [w[:-1] for w in ws]),
+    "bias_hh of two dimensions": with_weights(3, lambda ws: [w.unsqueeze(0) for w in ws]),
+    "bias_hh of another dtype": with_weights(3, lambda ws: [w.float() for w in ws]),
+    "h_0 of one direction": with_state(lambda h_0: h_0[:1]),
+    "h_0 with too few rows": with_state(lambda h_0: h_0[:, :-1]),
+    "h_0 with too few features": with_state(lambda h_0: h_0[..., :-1]),
+    "h_0 of two dimensions": with_state(lambda h_0: h_0[0]),
+    "h_0 of another dtype": with_state(lambda h_0: h_0.float()),
+}
+BAD_FOR_LSTM: dict[str, Change] = {
+    "c_0 with too few rows": lambda c: replace(c, states=[c.states[0], c.states[1][:, :-1]]),
+    "c_0 with too few features": lambda c: replace(c, states=[c.states[0], c.states[1][..., :-1]]),
+    "weight_hr of another shape": with_weights(4, lambda ws: [w.t() for w in ws]),
+    "weight_hr of one direction": with_weights(4, lambda ws: ws[:1]),
+    "weight_hr missing": with_weights(4, lambda _: []),
+}
+CALLS = [(cell, name, change) for cell in CELLS for name, change in BAD.items()]
+CALLS += [("lstm", name, change) for name, change in BAD_FOR_LSTM.items()]
+
+
+def good_case(cell: str) -> Case:
+    return make_case(cell, rows_as_segments([3, 0, 5, 1]), directions=2, projected=cell == "lstm")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_unchanged_call_works(cell: str) -> None:
+    for kind in ("inference", "forward"):
+        assert op(good_case(cell), kind)(*good_case(cell).arguments)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["inference", "forward"])
+@pytest.mark.parametrize(
+    ("cell", "change"),
+    [pytest.param(cell, change, id=f"{cell} {name}") for cell, name, change in CALLS],
+)
+def test_bad_arguments_raise(cell: str, change: Change, kind: str) -> None:
+    case = change(good_case(cell))
+    with pytest.raises((RuntimeError, ValueError, TypeError), match=r"\w+"):
+        op(case, kind)(*case.arguments)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_backward_argument_of_another_shape_raises(cell: str) -> None:
+    case = good_case(cell)
+    good = backward_arguments(case)
+    op(case, "backward")(*good)
+    for index, argument in enumerate(good):
+        if isinstance(argument, list):
+            changes: list[Any] = [[], argument[:1], [t[:-1] for t in argument]]
+        elif isinstance(argument, Tensor):
+            changes = [argument[:-1], argument.unsqueeze(0), argument.to(torch.float16)]
+        else:
+            changes = [-1]
+        for changed in changes:
+            arguments = [*good[:index], changed, *good[index + 1 :]]
+            with pytest.raises((RuntimeError, ValueError, TypeError), match=r"\w+"):
+                op(case, "backward")(*arguments)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_strided_arguments_give_the_same_bits(cell: str, isa: str) -> None:
+    case = good_case(cell)
+    arrays = {name: strided(array) for name, array in vars(case.layout).items()}
+    other = replace(
+        case,
+        x=strided(case.x),
+        states=[strided(s) for s in case.states],
+        weights=[[strided(w) for w in tensors] for tensors in case.weights],
+        layout=replace(case.layout, **arrays),
+    )
+    backward = backward_arguments(case)
+    num_gradients = 1 + len(case.states)
+    other_backward = [
+        *map(strided, backward[:num_gradients]),
+        *backward[num_gradients:-6],
+        *map(strided, backward[-6:]),
+    ]
+    for kind, arguments, expected in (
+        ("inference", other.arguments, op(case, "inference")(*case.arguments)),
+        ("forward", other.arguments, op(case, "forward")(*case.arguments)),
+        ("backward", other_backward, op(case, "backward")(*backward)),
+    ):
+        for got, truth in zip(op(case, kind)(*arguments), expected, strict=True):
+            assert_bitwise(got, truth, kind)
+
+
+def strided(argument: Any) -> Any:
+    """The same values, every other one of a larger buffer whose rest is filled with junk."""
+    if not isinstance(argument, Tensor):
+        return argument
+    buffer = argument.new_full((*argument.shape, 2), 77)
+    buffer[..., 0] = argument
+    return buffer[..., 0]
