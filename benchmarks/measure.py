@@ -1,0 +1,120 @@
+"""Times calls against each other: turn by turn, in one process, medians with their quartiles.
+
+In every round each function has one turn, in an order that is drawn anew. So a machine that
+becomes slower or faster in between does so for all of them. A turn is: a short pause, in which the
+waiting threads of whoever came before go to sleep; one call that is not timed (unless it would take
+long); and as many timed calls as fill `TURN_SECONDS`, one at least.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+# The runtimes' threads spin for a few milliseconds after their work is done.
+PAUSE_SECONDS = 0.02
+TURN_SECONDS = 0.02
+# From here on the first call after the pause is timed as well: waking up is lost in it.
+SETTLE_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How often each function has its turn: for so many seconds, within these limits."""
+
+    seconds: float
+    min_rounds: int
+    max_rounds: int
+
+    def rounds(self, turn_seconds: float) -> int:
+        """Rounds that a function takes part in whose turn takes that long."""
+        affordable = int(self.seconds / turn_seconds)
+        return min(max(affordable, self.min_rounds), self.max_rounds)
+
+
+@dataclass
+class Timing:
+    """Seconds a call, one value a round, each the mean over the calls of one turn."""
+
+    calls: int
+    seconds: list[float] = field(default_factory=list)
+
+    def summary(self) -> dict[str, float]:
+        """Median, quartiles and fastest round, in seconds a call."""
+        if len(self.seconds) > 1:
+            q1, median, q3 = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        else:
+            q1 = median = q3 = self.seconds[0]
+        return {
+            "median_s": median,
+            "q1_s": q1,
+            "q3_s": q3,
+            "min_s": min(self.seconds),
+            "rounds": len(self.seconds),
+            "calls": self.calls,
+        }
+
+
+def _time(call: Callable[[], object], calls: int, synchronize: Callable[[], object]) -> float:
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    synchronize()
+    return (time.perf_counter() - start) / calls
+
+
+def _warm_up(call: Callable[[], object], synchronize: Callable[[], object]) -> tuple[int, float]:
+    """Calls that fill a turn, and the seconds that such a turn takes."""
+    calls = 1
+    while (seconds := _time(call, calls, synchronize)) * calls < TURN_SECONDS:
+        calls = max(2 * calls, min(int(TURN_SECONDS / max(seconds, 1e-9)), 10 * calls))
+    settle = seconds if seconds < SETTLE_SECONDS else 0.0
+    return calls, PAUSE_SECONDS + settle + calls * seconds
+
+
+def interleave(
+    functions: Mapping[str, Callable[[], object]],
+    budget: Budget,
+    synchronize: Callable[[], object] = lambda: None,
+) -> dict[str, Timing]:
+    """Times every function in turn.
+
+    Args:
+        functions: what to call, by name.
+        budget: how often.
+        synchronize: waits until the device has done what it was told to.
+    """
+    timings: dict[str, Timing] = {}
+    rounds: dict[str, int] = {}
+    estimates: dict[str, float] = {}
+    for name, call in functions.items():
+        time.sleep(PAUSE_SECONDS)
+        calls, turn_seconds = _warm_up(call, synchronize)
+        timings[name] = Timing(calls)
+        rounds[name] = budget.rounds(turn_seconds)
+        estimates[name] = turn_seconds / calls
+    total = max(rounds.values(), default=0)
+    names = list(functions)
+    order = random.Random(0)
+    gc.collect()
+    gc.disable()
+    try:
+        for index in range(total):
+            order.shuffle(names)
+            for name in names:
+                # A function with fewer rounds than others takes part at even distances.
+                if (index + 1) * rounds[name] // total == index * rounds[name] // total:
+                    continue
+                time.sleep(PAUSE_SECONDS)
+                if estimates[name] < SETTLE_SECONDS:
+                    functions[name]()
+                timing = timings[name]
+                timing.seconds.append(_time(functions[name], timing.calls, synchronize))
+    finally:
+        gc.enable()
+    return timings

@@ -1,0 +1,243 @@
+"""Times varlen_rnn and its peers on the same batches, and writes one JSON line a workload.
+
+    python -m benchmarks.run [--full] [--device cuda] [--dtype float64] [--only 'shapes/lstm-*']
+
+Tests come first: a short list of the project's own, and then, before anything of a workload is
+timed, a comparison of every peer's numbers with ours. Without green tests nothing is reported, and
+no workload is reported whose results differ. What the fields mean: results/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.environment import RESULTS, ROOT, describe
+from benchmarks.measure import Budget, Timing, interleave
+from benchmarks.peers import PEERS, Prepared
+from benchmarks.records import OURS, Record
+from benchmarks.suites import suite
+from benchmarks.workloads import Workload
+
+# The specification against torch.nn, ours against torch.nn on a part of the grid, and padding.
+TESTS = ("tests/test_reference.py", "tests/test_padding.py", "tests/test_equivalence.py")
+TEST_SELECTION = "not test_equivalence or I17"
+
+MM = "torch.mm"
+MM_SIZES = {"cpu": 2048, "cuda": 8192}
+SHORT = Budget(seconds=0.5, min_rounds=3, max_rounds=8)
+FULL = Budget(seconds=3.0, min_rounds=5, max_rounds=30)
+# `make bench` ends within five minutes: from here on no further workload of it is begun.
+SHORT_LIMIT_SECONDS = 255.0
+# Largest difference, relative to the largest value of the tensor.
+TOLERANCES = {"float64": 1e-10, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+# In 16 bits torch.nn rounds the sum of a weight's gradients after every step: no truth to hold to.
+COMPARED_IN_16_BITS = ("output", "gradient of the input")
+
+
+class ResultsDiffer(Exception):
+    """A peer computed something else than we did."""
+
+
+def is_green() -> bool:
+    """Runs a short list of tests in a process of its own, and shows what they print."""
+    options = ("-q", "-p", "no:cacheprovider", "-k", TEST_SELECTION)
+    command = [sys.executable, "-m", "pytest", *options, *TESTS]
+    # One thread to begin with: the tests set the number that they are about.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0
+
+
+def compare_results(workload: Workload, prepared: Mapping[str, Prepared]) -> None:
+    """Calls every peer once; raises `ResultsDiffer` unless all agree with ours."""
+    tolerance = TOLERANCES[workload.dtype]
+    expected = prepared[OURS].results(prepared[OURS].call())
+    for name, peer in prepared.items():
+        got = peer.results(peer.call())
+        for what, truth in expected.items():
+            if truth.element_size() == 2 and what not in COMPARED_IN_16_BITS:
+                continue
+            if got[what].shape != truth.shape:
+                found = f"{list(got[what].shape)} instead of {list(truth.shape)}"
+                raise ResultsDiffer(f"{workload.name}: {what} of {name} has shape {found}")
+            error, largest = float((got[what] - truth).abs().max()), float(truth.abs().max())
+            # Not "error >": that would let NaN pass.
+            if not error <= tolerance * largest:
+                found = f"{error:.1e}, its largest value being {largest:.1e}"
+                raise ResultsDiffer(f"{workload.name}: {what} of {name} differs by {found}")
+
+
+def _matrix_product(dtype: str, device: str) -> tuple[Callable[[], object], int]:
+    """A large `torch.mm`, whose rate is the limit to hold results against, and its flops."""
+    size = MM_SIZES[torch.device(device).type]
+    a, b = torch.rand(2, size, size, device=device, dtype=getattr(torch, dtype))
+    out = torch.empty_like(a)
+
+    def call() -> None:
+        with torch.no_grad():
+            torch.mm(a, b, out=out)
+
+    return call, 2 * size**3
+
+
+def run_workload(workload: Workload, budget: Budget, device: str) -> Record:
+    """Compares the peers' results, then times them; what a JSON line says about the workload."""
+    torch.set_num_threads(workload.threads)
+    batch = workload.batch(device)
+    skipped = {name: PEERS[name].unavailable(workload, device) for name in workload.peers}
+    synchronize = (
+        (lambda: None) if device == "cpu" else partial(torch.accelerator.synchronize, device)
+    )
+    with torch.set_grad_enabled(workload.training):
+        prepared = {name: PEERS[name].prepare(batch) for name, why in skipped.items() if not why}
+        compare_results(workload, prepared)
+        multiply, mm_flops = _matrix_product(workload.dtype, device)
+        calls = {name: peer.call for name, peer in prepared.items()}
+        timings = interleave({**calls, MM: multiply}, budget, synchronize)
+    tokens, flops = int(batch.lengths.sum()), workload.flops()
+    mm_gflops = mm_flops / timings[MM].summary()["median_s"] / 1e9
+
+    def figures(timing: Timing) -> dict[str, float]:
+        summary = timing.summary()
+        gflops = flops / summary["median_s"] / 1e9
+        return {
+            **summary,
+            "us_per_token": summary["median_s"] / tokens * 1e6,
+            "gflops": gflops,
+            "mm_share": gflops / mm_gflops,
+        }
+
+    return {
+        "name": workload.name,
+        "group": workload.group,
+        "cell": workload.cell,
+        "mode": workload.mode,
+        "B": workload.rows,
+        "T": workload.steps,
+        "I": workload.input_size,
+        "H": workload.hidden_size,
+        "distribution": workload.distribution,
+        "seed": workload.seed,
+        "dtype": workload.dtype,
+        "threads": workload.threads,
+        "tokens": tokens,
+        "valid_share": tokens / batch.valid.numel(),
+        "flops": flops,
+        "mm_gflops": mm_gflops,
+        "peers": {
+            name: {"skipped": why} if why else figures(timings[name])
+            for name, why in skipped.items()
+        },
+    }
+
+
+def _one_line(record: Record) -> str:
+    step = record["group"] == "step"
+    parts = [
+        f"{name} {figures['us_per_token']:.1f} µs" if step else f"{name} {figures['gflops']:.1f} GF"
+        for name, figures in record["peers"].items()
+        if "skipped" not in figures
+    ]
+    return f"{record['name']}: " + ", ".join(parts)
+
+
+def run(
+    workloads: Sequence[Workload],
+    budget: Budget,
+    device: str,
+    output: Path,
+    tests: str,
+    deadline: float | None = None,
+) -> list[str]:
+    """Runs all workloads and writes their lines; returns what went wrong."""
+    origin = {**describe(device), "tests": tests}
+    failures, reasons, left_out = [], set(), []
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("w", encoding="utf-8") as lines:
+        progress = tqdm(workloads, unit="workload")
+        for workload in progress:
+            if deadline is not None and time.monotonic() > deadline:
+                left_out.append(workload.name)
+                continue
+            progress.set_postfix_str(workload.name)
+            try:
+                record = run_workload(workload, budget, device)
+            except ResultsDiffer as error:
+                failures.append(str(error))
+                progress.write(f"not reported: {error}")
+                continue
+            for name, figures in record["peers"].items():
+                reason = f"{name} skipped: {figures.get('skipped')} ({workload.mode})"
+                if "skipped" in figures and reason not in reasons:
+                    reasons.add(reason)
+                    progress.write(reason)
+            progress.write(_one_line(record))
+            lines.write(json.dumps({**record, **origin}) + "\n")
+            lines.flush()
+    if left_out:
+        print(f"left out, for the time is up: {', '.join(left_out)}")
+    return failures
+
+
+def main(argv: Sequence[str] | None = None, workloads: Sequence[Workload] | None = None) -> int:
+    """The command line; returns the exit status. ``workloads`` replace those of the suite."""
+    start = time.monotonic()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--full", action="store_true", help="everything; tens of minutes")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:INDEX")
+    parser.add_argument("--dtype", default="float32", choices=TOLERANCES)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="at most")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="names as in --list")
+    parser.add_argument("--output", type=Path, help="default: results/[short-]DEVICE.jsonl")
+    parser.add_argument("--limit", type=float, help="seconds after which no workload is begun")
+    parser.add_argument("--skip-tests", action="store_true", help="mark all results as unchecked")
+    parser.add_argument("--list", action="store_true", help="print the workloads' names and stop")
+    args = parser.parse_args(argv)
+    device_type = torch.device(args.device).type
+    if device_type not in MM_SIZES:
+        parser.error(f"--device must be one of {', '.join(MM_SIZES)}, got {args.device}")
+    if workloads is None:
+        workloads = suite(full=args.full, threads=args.threads, dtype=args.dtype)
+    workloads = [w for w in workloads if fnmatch.fnmatchcase(w.name, args.only)]
+    if args.list:
+        print("\n".join(workload.name for workload in workloads))
+        return 0
+    if not workloads:
+        parser.error(f"--only {args.only} must match a workload, see --list")
+    if not args.skip_tests and not is_green():
+        print("tests fail: nothing is timed and nothing reported", file=sys.stderr)
+        return 1
+    if device_type == "cuda":
+        # Full float32 for everyone: cuDNN's recurrent layers would otherwise round to TF32.
+        torch.backends.cudnn.rnn.fp32_precision = "ieee"
+    suffix = "" if args.dtype == "float32" else f"-{args.dtype}"
+    name = f"{'' if args.full else 'short-'}{device_type}{suffix}.jsonl"
+    limit = args.limit or (None if args.full else SHORT_LIMIT_SECONDS)
+    failures = run(
+        workloads,
+        FULL if args.full else SHORT,
+        args.device,
+        output := args.output or RESULTS / name,
+        "skipped" if args.skip_tests else "passed",
+        None if limit is None else start + limit,
+    )
+    print(f"results: {output}")
+    if failures:
+        print(f"{len(failures)} not reported, because results differ", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

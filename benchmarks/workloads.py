@@ -1,0 +1,191 @@
+"""What is timed: shapes, distributions of lengths, and the batch that a seed makes of them.
+
+Letters as in :mod:`varlen_rnn.layout`: B rows, T steps, N valid tokens, I input, H hidden.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+CELLS = ("lstm", "gru")
+MODES = ("inference", "training")
+TORCH_MODULES: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU}
+GATES = {"lstm": 4, "gru": 3}
+JAPANESE_VOWELS = Path(__file__).parents[1] / "examples" / "data" / "japanese_vowels.npz"
+
+# B, T, and one number for I and H
+SHAPES = (
+    (1, 100, 128),
+    (8, 100, 128),
+    (32, 100, 128),
+    (32, 100, 256),
+    (64, 200, 256),
+    (32, 100, 512),
+    (32, 100, 1024),
+    (256, 50, 64),
+)
+PEERS = ("varlen_rnn", "varlen_rnn packed", "nn padded", "nn packed", "onnxruntime")
+STEP_PEERS = ("varlen_rnn", "nn padded", "nn cell")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One case: a layer, a batch, and what is done with them.
+
+    Attributes:
+        group: the question it answers: shapes, lengths, growth, step or threads.
+        cell: "lstm" or "gru"; one layer, one direction.
+        mode: "inference" (forward, no gradients) or "training" (forward, and the gradients of the
+            sum of all valid outputs with respect to the input and every weight).
+        steps: T. In every drawn distribution the longest row has T tokens, so that the padded
+            batch carries no more padding than it must; "japanese_vowels" has the lengths it has.
+        distribution: a key of `DISTRIBUTIONS`.
+        streaming: one step from given states, and no lengths.
+        peers: keys of `benchmarks.peers.PEERS`.
+    """
+
+    group: str
+    cell: str
+    mode: str
+    rows: int
+    steps: int
+    input_size: int
+    hidden_size: int
+    distribution: str = "uniform"
+    threads: int = 1
+    dtype: str = "float32"
+    seed: int = 0
+    streaming: bool = False
+    peers: tuple[str, ...] = PEERS
+
+    @property
+    def name(self) -> str:
+        """Unlike that of any other workload."""
+        sizes = f"B{self.rows}-T{self.steps}-I{self.input_size}-H{self.hidden_size}"
+        how = f"{self.distribution}-{self.dtype}-threads{self.threads}"
+        return f"{self.group}/{self.cell}-{self.mode}-{sizes}-{how}"
+
+    @property
+    def training(self) -> bool:
+        """Whether gradients are computed."""
+        return self.mode == "training"
+
+    def lengths(self) -> Tensor:
+        """``[B]``, int64, each at least 1."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return DISTRIBUTIONS[self.distribution](self.rows, self.steps, generator)
+
+    def flops(self) -> int:
+        """2 multiply-adds a weight and valid token; a backward pass is twice a forward pass."""
+        per_token = 2 * GATES[self.cell] * self.hidden_size * (self.input_size + self.hidden_size)
+        return per_token * int(self.lengths().sum()) * (3 if self.training else 1)
+
+    def batch(self, device: str = "cpu") -> Batch:
+        """The numbers, the same at every call and on every device."""
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        lengths = self.lengths()
+        options = {"device": device, "dtype": getattr(torch, self.dtype)}
+        valid = torch.arange(int(lengths.max()))[:, None] < lengths
+        x = torch.randn(*valid.shape, self.input_size, generator=generator)
+        h_0, c_0 = torch.randn(2, 1, self.rows, self.hidden_size, generator=generator)
+        states = (h_0, c_0) if self.cell == "lstm" else (h_0,)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed + 2)
+            rnn = TORCH_MODULES[self.cell](self.input_size, self.hidden_size)
+        return Batch(
+            self,
+            lengths,
+            valid.to(device),
+            (x * valid[..., None]).to(**options),
+            tuple(s.to(**options) for s in states) if self.streaming else (),
+            {name: weight.to(**options) for name, weight in rnn.state_dict().items()},
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A workload's numbers; every peer makes its own form of them before it is timed.
+
+    Attributes:
+        lengths: ``[B]`` int64, on the CPU.
+        valid: ``[T, B]`` bool, True at tokens.
+        x: ``[T, B, I]``, zero at padding.
+        states: of the streaming step, each ``[1, B, H]``.
+        weights: the `state_dict` of the layer.
+    """
+
+    workload: Workload
+    lengths: Tensor
+    valid: Tensor
+    x: Tensor
+    states: tuple[Tensor, ...]
+    weights: dict[str, Tensor]
+
+    def tokens(self, padded: Tensor) -> Tensor:
+        """``[T, B, F]`` to ``[N, F]``, row after row: the form in which results are compared."""
+        return padded.transpose(0, 1)[self.valid.t()]
+
+    def load(self, module: Callable[..., nn.Module]) -> nn.Module:
+        """A module of that class, of a layer or of a cell, with these weights."""
+        rnn = module(
+            self.workload.input_size,
+            self.workload.hidden_size,
+            device=self.x.device,
+            dtype=self.x.dtype,
+        )
+        cell = isinstance(rnn, nn.RNNCellBase)
+        rnn.load_state_dict({(k[: -len("_l0")] if cell else k): v for k, v in self.weights.items()})
+        return rnn
+
+
+def _longest_is(steps: int, lengths: Tensor) -> Tensor:
+    lengths = lengths.clamp(1, steps)
+    lengths[lengths.argmax()] = steps
+    return lengths
+
+
+def _uniform(rows: int, steps: int, generator: torch.Generator) -> Tensor:
+    return _longest_is(steps, torch.randint(1, steps + 1, (rows,), generator=generator))
+
+
+def _lognormal(rows: int, steps: int, generator: torch.Generator) -> Tensor:
+    """Many short rows and a long tail, as in text: the median is a quarter of T."""
+    draws = math.log(max(steps / 4, 1)) + 0.75 * torch.randn(rows, generator=generator)
+    return _longest_is(steps, draws.exp().round().long())
+
+
+def _linspace(rows: int, steps: int, generator: torch.Generator) -> Tensor:
+    return _longest_is(steps, torch.linspace(1, steps, rows).round().long())
+
+
+def _full(rows: int, steps: int, generator: torch.Generator) -> Tensor:
+    return torch.full((rows,), steps)
+
+
+@functools.cache
+def _recorded_lengths() -> Tensor:
+    with np.load(JAPANESE_VOWELS) as data:
+        return torch.from_numpy(data["lengths"])
+
+
+def _japanese_vowels(rows: int, steps: int, generator: torch.Generator) -> Tensor:
+    """The lengths of that many recordings of the data set in examples/data."""
+    recorded = _recorded_lengths()
+    return recorded[torch.randperm(len(recorded), generator=generator)[:rows]].clamp(max=steps)
+
+
+DISTRIBUTIONS = {
+    "uniform": _uniform,
+    "lognormal": _lognormal,
+    "linspace": _linspace,
+    "full": _full,
+    "japanese_vowels": _japanese_vowels,
+}
