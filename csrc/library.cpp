@@ -1,7 +1,9 @@
-// The library's table of contents: every op's schema. Shapes are in params.h and varlen_rnn/layout.py.
+// The library's table of contents: every op's schema. Shapes are in params.h and
+// varlen_rnn/layout.py.
 #include <torch/csrc/stable/library.h>
 
-// Lists have one tensor for each direction; those of biases and projections are empty where there are none.
+// Lists have one tensor for each direction; those of biases and projections are empty where there
+// are none.
 #define VARLEN_RNN_LAYOUT                                                                     \
   "Tensor batch_sizes, Tensor? rows, Tensor? reverse, Tensor initial_row, Tensor final_row, " \
   "SymInt num_rows"

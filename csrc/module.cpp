@@ -1,7 +1,6 @@
 // The Python module _C: importing it registers the ops; what it holds itself is about the build.
 #include <pybind11/pybind11.h>
 
-#include <cstdlib>
 #include <string>
 
 #include "cpu/dispatch.h"
@@ -44,6 +43,4 @@ PYBIND11_MODULE(_C, m) {
   m.def("available_cpu_isas", &available_cpu_isas);
   m.def("cpu_isa", [] { return varlen_rnn::kernels().name; });
   m.def("set_cpu_isa", &set_cpu_isa, py::arg("name"));
-  const char* wanted = std::getenv("VARLEN_RNN_CPU_ISA");
-  if (wanted != nullptr && *wanted != '\0') set_cpu_isa(wanted);
 }

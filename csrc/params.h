@@ -1,9 +1,10 @@
 // Plain structs between tensors and kernels. Nothing here, and nothing that reads it, knows torch.
 //
-// Legend: B rows of the batch, N valid tokens, R rows of the flat tensor, S steps, G segments (runs of valid
-// tokens, longest first), D directions, I input size, H hidden size, P output size (H without a projection).
-// Tokens are numbered in step order, as in PackedSequence.data. "storage" is the tensors' dtype, "compute"
-// is double for float64 and float for all others. Strides are in elements, not bytes.
+// Legend: B rows of the batch, N valid tokens, R rows of the flat tensor, S steps, G segments (runs
+// of valid tokens, longest first), D directions, I input size, H hidden size, P output size (H
+// without a projection). Tokens are numbered in step order, as in PackedSequence.data. "storage" is
+// the tensors' dtype, "compute" is double for float64 and float for all others. Strides are in
+// elements, not bytes.
 #pragma once
 
 #include <cstddef>
@@ -13,8 +14,11 @@ namespace varlen_rnn {
 
 enum class Dtype { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
-// Runs body(context, i) for every i in [0, n), perhaps in parallel; returns when all are done.
-using ParallelFor = void (*)(int64_t n, void (*body)(void* context, int64_t i), void* context);
+// Covers [0, n) by calls body(context, begin, end), perhaps in parallel; returns when all are done.
+// Calls that are made in parallel run at the same time: none waits for another to end before it
+// begins.
+using ParallelFor = void (*)(int64_t n, void (*body)(void* context, int64_t begin, int64_t end),
+                             void* context);
 
 // Which token comes at which step: varlen_rnn/layout.py, with all index arrays checked.
 struct Layout {
@@ -23,12 +27,12 @@ struct Layout {
   int64_t num_tokens;          // N
   int64_t num_steps;           // S
   int64_t num_segments;        // G = batch_sizes[0]
-  const int64_t* batch_sizes;  // [S]    in: non-increasing, sums to N
-  const int64_t* first_token;  // [S]    in: sum of the batch_sizes before each step
-  const int64_t* rows;     // [N]    in: token -> row of the flat tensor, or null for the identity
-  const int64_t* reverse;  // [N]    in: n-th token of the reverse direction, null if there is none
-  const int64_t* initial_row;  // [G]    in: row of h_0, c_0, or -1 for zeros
-  const int64_t* final_row;    // [G]    in: row of h_n, c_n, or -1 for none
+  const int64_t* batch_sizes;  // [S]  in: non-increasing, sums to N
+  const int64_t* first_token;  // [S]  in: sum of the batch_sizes before each step
+  const int64_t* rows;         // [N]  in: token -> row of the flat tensor, null for the identity
+  const int64_t* reverse;      // [N]  in: n-th token of the reverse direction, or null
+  const int64_t* initial_row;  // [G]  in: row of h_0, c_0, or -1 for zeros
+  const int64_t* final_row;    // [G]  in: row of h_n, c_n, or -1 for none
 };
 
 // Sizes and machinery that every call has.
@@ -39,7 +43,8 @@ struct Call {
   int64_t output_size;     // P
   int64_t num_directions;  // D
   Layout layout;
-  int64_t num_workers;  // how many workers the work is split over, each with scratch of its own
+  int64_t num_workers;    // how many workers the work is split over, each with scratch of its own
+  double barrier_cycles;  // price of a barrier: workers split a row's units only if that is cheaper
   ParallelFor parallel_for;
   void* scratch;  // as many bytes as the kernel's scratch function says, 64-byte aligned
 };
@@ -62,10 +67,9 @@ struct Forward {
   void* out;           // [R, D * P]    out, storage; only the tokens' rows are written
   void* h_n;           // [D, B, P]     out, storage; only the segments' final rows are written
   void* c_n;           // [D, B, H]     out, storage; the same (null for GRU)
-  void*
-      gates;  // [D, N, 4H]    saved, compute, or null for inference; in each direction's own order.
-              //               LSTM: i, f, g, o. GRU: r, z, n, and W_hn h + b_hn. After activation.
-  void* cells;  // [D, N, H]     saved, compute: c_t, or null (always null for GRU)
+  void* gates;         // [D, N, 4H]    saved, compute, in the direction's order; null for inference
+                       //               LSTM: i, f, g, o. GRU: r, z, n, W_hn h + b_hn. Activated.
+  void* cells;         // [D, N, H]     saved, compute: c_t, or null (always null for GRU)
 };
 
 struct Backward {
@@ -79,16 +83,13 @@ struct Backward {
   const void* out;     // [R, D * P]    in, storage: the forward pass's result
   const void* h_0;     // [D, B, P]     in, storage, or null for zeros
   const void* c_0;     // [D, B, H]     in, storage, or null for zeros (always null for GRU)
-  void*
-      d_gates;  // [N, D * 4H]   out, storage: gradient before activation, in step order in both directions.
-                //               GRU: r, z, n on the input's side, n on the hidden side.
-  void*
-      h_previous;  // [N, D * P]    out, storage: the state that each token started from, in step order
-  void* d_h_0;     // [D, B, P]     out, storage; only rows that a segment starts from are written
-  void* d_c_0;     // [D, B, H]     out, storage; the same (null for GRU)
-  void* d_h;  // [N, D * P]    out, storage: gradient of the projected h, or null without projection
-  void*
-      hidden;  // [N, D * H]    out, storage: o * tanh(c), what was projected, or null without projection
+  void* d_gates;       // [N, D * 4H]   out, storage: before activation, always in step order
+                       //               GRU: r, z, n on the input's side, n on the hidden side.
+  void* h_previous;    // [N, D * P]    out, storage: what each token started from, in step order
+  void* d_h_0;   // [D, B, P]     out, storage; only rows that a segment starts from are written
+  void* d_c_0;   // [D, B, H]     out, storage; the same (null for GRU)
+  void* d_h;     // [N, D * P]    out, storage: of the projected h; null without projection
+  void* hidden;  // [N, D * H]    out, storage: o * tanh(c); null without projection
 };
 
 // The kernels of one instruction set. Scratch functions tell how many bytes the call needs.

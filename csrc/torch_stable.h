@@ -61,10 +61,9 @@ inline const void* pointer(const OptionalTensor& tensor) {
 }
 
 // The kernels' ParallelFor on torch's threads, so that torch.set_num_threads holds.
-inline void parallel_for(int64_t n, void (*body)(void*, int64_t), void* context) {
-  torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) body(context, i);
-  });
+inline void parallel_for(int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
+  torch::stable::parallel_for(0, n, 1,
+                              [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
 }  // namespace varlen_rnn

@@ -83,17 +83,20 @@ LARGE_SIZES = (64, 100, 129)
 
 
 def draw_configs(cell: str, count: int, *, seed: int = 0) -> list[Config]:
-    """``count`` cases; one in 20 is long, one in 10 large, the rest is small."""
+    """``count`` cases; one in 20 is long, one has many rows, two are large, the rest is small."""
     draw = random.Random(f"{cell}-{seed}")
     return [_draw_config(draw, cell, index) for index in range(count)]
 
 
 def _draw_config(draw: random.Random, cell: str, index: int) -> Config:
-    kind = "long" if index % 20 == 0 else "large" if index % 10 == 5 else "small"
+    kind = {0: "long", 5: "large", 10: "many", 15: "large"}.get(index % 20, "small")
     form = draw.choice((*FORMS, "padded", "padded"))
     sizes = LARGE_SIZES if kind == "large" else SIZES[:5] if kind == "long" else SIZES
     hidden_size = draw.choice(sizes)
-    num_rows = 1 if form == "single" else draw.randint(1, 3 if kind == "long" else 9)
+    num_rows = (
+        draw.randint(65, 150) if kind == "many" else draw.randint(1, 3 if kind == "long" else 9)
+    )
+    num_rows = 1 if form == "single" else num_rows
     longest = draw.randint(150, 400) if kind == "long" else draw.choice((1, 2, 5, 12, 25))
     shortest = 0 if form == "padded" else 1
     lengths = [draw.randint(shortest, longest) for _ in range(num_rows)]

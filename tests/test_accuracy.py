@@ -15,7 +15,7 @@ Hence three statements on float32, which all have to hold:
   tokens of 256 units);
 - in each configuration of the grid, so that nothing gross hides in a mean: the largest error of all
   outputs, and of all gradients, is at most 1.5 times torch's plus a floor in units in the last
-  place (ulps) of the largest value. The floor is 5, what luck was seen to do where the mean ratio
+  place (ulps) of the largest value. The floor is 6, what luck was seen to do where the mean ratio
   is 1; for gradients half the root of the number of tokens if that is more: so much a sum of that
   many terms errs, half an ulp a term.
 """
@@ -31,10 +31,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from configs import GRID, Config, our_results, torch_results
-from helpers import CELLS, Results, largest, leaves_of, max_error, ours_in_form, with_gradients
-from torch import Tensor
+from helpers import (
+    CELLS,
+    Results,
+    largest,
+    leaves_of,
+    max_error,
+    ours_in_form,
+    states_of,
+    with_gradients,
+)
+from test_reference import assert_only_h_is_rounded
+from torch import Tensor, nn
 
-from varlen_rnn import _extension, reference
+from varlen_rnn import _extension, convert, reference
 
 ULP = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 NARROW = pytest.mark.parametrize(
@@ -110,7 +120,7 @@ def test_float32_is_as_accurate_as_torch_over_the_grid(cell: str, isa: str) -> N
         ours = errors(our_results(config, torch.float32), truth, torch.float32)
         for name, error in ours.items():
             logarithms[kind(name)].append(math.log((error + 0.5) / (theirs[name] + 0.5)))
-        floors = {False: 5.0, True: max(5.0, sum(config.lengths) ** 0.5 / 2)}
+        floors = {False: 6.0, True: max(6.0, sum(config.lengths) ** 0.5 / 2)}
         for gradients, floor in floors.items():
             error = of_group(ours, truth, gradients=gradients)
             allowed = 1.5 * of_group(theirs, truth, gradients=gradients) + floor
@@ -170,11 +180,20 @@ def test_float32_is_as_accurate_as_torch_in_large_layers(
 
 @NARROW
 @pytest.mark.parametrize("cell", CELLS)
+def test_16_bit_types_round_only_the_hidden_state(cell: str, dtype: torch.dtype, isa: str) -> None:
+    def run(rnn: nn.RNNBase, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        out, hx = convert(rnn)(x)
+        return out, states_of(hx)
+
+    assert_only_h_is_rounded(cell, dtype, run)
+
+
+@NARROW
+@pytest.mark.parametrize("cell", CELLS)
 def test_16_bit_types_beat_torch(cell: str, dtype: torch.dtype, isa: str) -> None:
     """Torch rounds every intermediate to 16 bits, we only ``h``: in each case we may not be worse.
 
-    The floor is the rounding of the result itself (half an ulp), plus as much for the one other
-    rounding that a value sees on its way: of ``h`` for outputs, of a gate's gradient for gradients.
+    The floor, for tensors so small that torch's roundings may cancel, is 4 roundings.
 
     In one layer the only error of outputs is ``h``'s rounding, half an ulp of at most 1 each step.
     It re-enters through ``weight_hh`` and the gates, whose slopes shrink it: over many steps the
@@ -188,7 +207,7 @@ def test_16_bit_types_beat_torch(cell: str, dtype: torch.dtype, isa: str) -> Non
         ours = errors(results, truth, dtype)
         for gradients in (False, True):
             error = of_group(ours, truth, gradients=gradients)
-            allowed = of_group(theirs, truth, gradients=gradients) + 1.0
+            allowed = of_group(theirs, truth, gradients=gradients) + 2.0
             assert error <= allowed, f"{config}: {error:.2f} ulps, allowed {allowed:.2f}"
         for name, error in ours.items():
             excess[kind(name)] += math.log((error + 0.5) / (theirs[name] + 0.5))

@@ -23,6 +23,7 @@ def test_the_grid_has_every_form_and_option_many_times() -> None:
         assert {1, 3, 7, 17, 33, 100, 129} <= {c.hidden_size for c in configs}
         assert sum(0 in c.lengths for c in configs) >= 20
         assert sum(max(c.lengths) >= 100 for c in configs) >= 5
+        assert sum(len(c.lengths) > 64 for c in configs) >= 5
         assert sum(c.proj_size > 0 for c in configs) >= (20 if cell == "lstm" else 0)
 
 

@@ -105,9 +105,15 @@ def test_lengths_where_the_form_has_its_own(cell: str) -> None:
 
 @both_cells
 def test_lengths_of_a_single_sequence(cell: str) -> None:
-    check(cell, ValueError, "lengths need a batch [B, T, I], got one [T, I]", X[0], lengths=[3])
+    check(
+        cell,
+        ValueError,
+        "lengths need a batch [B, T, I], got one sequence [T, I]",
+        X[0],
+        lengths=[3],
+    )
     rnn = make(cell, batch_first=False)
-    message = "lengths need a batch [T, B, I], got one [T, I]"
+    message = "lengths need a batch [T, B, I], got one sequence [T, I]"
     check(cell, ValueError, message, X[0], lengths=[3], rnn=rnn)
 
 

@@ -12,13 +12,20 @@ DISABLE = "VARLEN_RNN_DISABLE_EXTENSION"
 
 
 def _load() -> str | None:
-    """Imports ``_C``, which registers the ops; returns why that did not work, or None."""
+    """Imports ``_C``, which registers the ops; returns why that did not work, or None.
+
+    Raises:
+        ValueError: VARLEN_RNN_CPU_ISA names an instruction set that is not there.
+    """
     if os.environ.get(DISABLE, "0") not in ("", "0"):
         return f"{DISABLE} is set"
     try:
-        from varlen_rnn import _C  # noqa: F401
+        from varlen_rnn import _C
     except ImportError as error:
         return str(error)
+    wanted = os.environ.get("VARLEN_RNN_CPU_ISA")
+    if wanted:
+        _C.set_cpu_isa(wanted)
     return None
 
 

@@ -53,14 +53,38 @@ def _unpack(ctx: Any, num_states: int) -> tuple[Any, ...]:
     return x, states, weights, arrays, out, saved
 
 
+def _wants_more(d_outputs: Sequence[Tensor | None]) -> bool:
+    """Whether the gradient is differentiated (``create_graph``) or batched itself."""
+    functorch = torch._C._functorch
+    return (
+        torch.is_grad_enabled()
+        or torch._C._are_functorch_transforms_active()
+        or any(d is not None and functorch.is_legacy_batchedtensor(d) for d in d_outputs)
+    )
+
+
+def _without_autocast(gradient: Callable[..., tuple[Gradient, ...]]) -> Callable[..., Any]:
+    """Gradients keep the forward pass's dtypes, also where ``backward`` runs under autocast."""
+
+    def wrapped(ctx: Any, *d_outputs: Tensor | None) -> tuple[Gradient, ...]:
+        device_type = ctx.saved_tensors[0].device.type
+        if not torch.is_autocast_enabled(device_type):
+            return gradient(ctx, *d_outputs)
+        with torch.autocast(device_type, enabled=False):
+            return gradient(ctx, *d_outputs)
+
+    return wrapped
+
+
+@_without_autocast
 def lstm_gradient(
     ctx: Any, d_out: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, *_: None
 ) -> tuple[Gradient, ...]:
     """The gradient of ``lstm_forward``, in the order of its arguments."""
     x, (h_0, c_0), weights, arrays, out, (gates, cells) = _unpack(ctx, 2)
-    if torch.is_grad_enabled():
-        states, d_outputs = (h_0, c_0), (d_out, d_h_n, d_c_n)
-        return _differentiable(reference.lstm, x, states, weights, arrays, d_outputs)
+    d_outputs = (d_out, d_h_n, d_c_n)
+    if _wants_more(d_outputs):
+        return _differentiable(reference.lstm, x, (h_0, c_0), weights, arrays, d_outputs)
     weight_ih, weight_hh, *_, weight_hr = weights
     directions = len(weight_ih)
     d_gates, h_previous, d_h_0, d_c_0, d_h, hidden = torch.ops.varlen_rnn.lstm_backward(
@@ -81,12 +105,13 @@ def lstm_gradient(
     )
 
 
+@_without_autocast
 def gru_gradient(
     ctx: Any, d_out: Tensor | None, d_h_n: Tensor | None, *_: None
 ) -> tuple[Gradient, ...]:
     """The gradient of ``gru_forward``, in the order of its arguments."""
     x, (h_0,), weights, arrays, out, (gates,) = _unpack(ctx, 1)
-    if torch.is_grad_enabled():
+    if _wants_more((d_out, d_h_n)):
         return _differentiable(reference.gru, x, (h_0,), weights, arrays, (d_out, d_h_n))
     weight_ih, weight_hh, *_ = weights
     directions, hidden_size = len(weight_ih), weight_hh[0].shape[1]
@@ -154,7 +179,7 @@ def _differentiable(
     arrays: tuple[Any, ...],
     d_outputs: Sequence[Tensor | None],
 ) -> tuple[Gradient, ...]:
-    """The same gradient through the reference, for ``create_graph=True``: it has a graph itself."""
+    """The same gradient through the reference, which can be differentiated and batched itself."""
     leaves: list[Tensor] = []
 
     def leaf(tensor: Tensor) -> Tensor:
@@ -164,16 +189,18 @@ def _differentiable(
             leaves.append(view)
         return view
 
-    tensors = [None if t is None else leaf(t) for t in (x, *states)]
-    lists = [[leaf(t) for t in weight] for weight in weights]
-    outputs = zip(layer(*tensors, *lists, Layout(*arrays)), d_outputs, strict=True)
+    with torch.enable_grad():
+        tensors = [None if t is None else leaf(t) for t in (x, *states)]
+        lists = [[leaf(t) for t in weight] for weight in weights]
+        outputs = zip(layer(*tensors, *lists, Layout(*arrays)), d_outputs, strict=True)
     pairs = [(out, d) for out, d in outputs if d is not None and out.requires_grad]
     gradients = torch.autograd.grad(
         [out for out, _ in pairs],
         leaves,
         [d for _, d in pairs],
-        create_graph=True,
+        create_graph=torch.is_grad_enabled(),
         allow_unused=True,
+        materialize_grads=True,
     )
     found = {id(view): gradient for view, gradient in zip(leaves, gradients, strict=True)}
     return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,28 @@ class VarLenRNNBase(nn.RNNBase):
         state_sizes: tuple[int, ...],
         lengths: Lengths | None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
+        device_type = self._data(input).device.type
         weights = [self._layer_weights(layer) for layer in range(self.num_layers)]
+        if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+            to_dtype = _autocast(torch.get_autocast_dtype(device_type))
+            if isinstance(input, PackedSequence):
+                input = PackedSequence(to_dtype(input.data), *input[1:])
+            else:
+                input = to_dtype(input)
+            states = None if states is None else tuple(map(to_dtype, states))
+            weights = [[list(map(to_dtype, kind)) for kind in layer] for layer in weights]
+            with torch.autocast(device_type, enabled=False):
+                return self._run(input, states, state_sizes, lengths, weights)
+        return self._run(input, states, state_sizes, lengths, weights)
+
+    def _run(
+        self,
+        input: Tensor | PackedSequence,
+        states: tuple[Tensor, ...] | None,
+        state_sizes: tuple[int, ...],
+        lengths: Lengths | None,
+        weights: list[list[list[Tensor]]],
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
         self._check_input(input, weights[0][0][0])
         if lengths is not None and isinstance(input, PackedSequence):
             name = type(self).__name__
@@ -113,6 +134,7 @@ class VarLenRNNBase(nn.RNNBase):
     ) -> tuple[Tensor, Layout]:
         """The tokens as a flat tensor ``[R, I]``, and the layout that points into it."""
         if isinstance(input, PackedSequence):
+            self._check_packed(input)
             batch = layout.from_packed(
                 input.batch_sizes, input.sorted_indices, bidirectional=self.bidirectional
             )
@@ -139,19 +161,24 @@ class VarLenRNNBase(nn.RNNBase):
     def _fail(self, what: str, expected: str, got: object) -> InputShapeError:
         return InputShapeError(f"{type(self).__name__}: {what} must be {expected}, got {got}")
 
-    def _check_input(self, input: Tensor | PackedSequence, weight: Tensor) -> None:
-        name = type(self).__name__
-        packed = isinstance(input, PackedSequence)
+    def _data(self, input: Tensor | PackedSequence) -> Tensor:
+        """The tensor that holds the tokens."""
         data = input.data if isinstance(input, PackedSequence) else input
         if not isinstance(data, Tensor) or data.is_nested:
             got = "a NestedTensor" if isinstance(data, Tensor) else type(data).__name__
+            name = type(self).__name__
             raise TypeError(f"{name}: input must be a Tensor or a PackedSequence, got {got}")
+        return data
+
+    def _check_input(self, input: Tensor | PackedSequence, weight: Tensor) -> None:
+        name, data = type(self).__name__, self._data(input)
         if data.dtype != weight.dtype:
             raise InputTypeError(
                 f"{name}: input must have the weights' dtype {weight.dtype}, got {data.dtype}"
             )
         if data.device != weight.device:
             raise self._fail("input", f"on the weights' device {weight.device}", data.device)
+        packed = isinstance(input, PackedSequence)
         dims = (2,) if packed else (2, 3)
         if data.dim() not in dims or data.shape[-1] != self.input_size:
             forms = "[N, I]" if packed else "[T, I] or " + self._batch_form("I")
@@ -160,39 +187,51 @@ class VarLenRNNBase(nn.RNNBase):
     def _batch_form(self, last: str) -> str:
         return f"[B, T, {last}]" if self.batch_first else f"[T, B, {last}]"
 
+    def _check_packed(self, packed: PackedSequence) -> None:
+        """What torch's own functions make passes; a PackedSequence made by hand may not."""
+        what, num_tokens = "input.batch_sizes", packed.data.shape[0]
+        batch_sizes = packed.batch_sizes
+        if batch_sizes.dtype != torch.int64 or batch_sizes.device.type != "cpu":
+            got = f"{batch_sizes.dtype} on {batch_sizes.device}"
+            name = type(self).__name__
+            raise InputTypeError(f"{name}: {what} must be torch.int64 on the CPU, got {got}")
+        sizes = batch_sizes.tolist() if batch_sizes.dim() == 1 else []
+        if not sizes or sizes[-1] < 1 or sizes != sorted(sizes, reverse=True):
+            expected = "[S], positive and not increasing"
+            raise self._fail(what, expected, sizes[:8] or list(batch_sizes.shape))
+        if sum(sizes) != num_tokens:
+            raise self._fail(what, f"of sum N = {num_tokens}", sum(sizes))
+        num_rows = sizes[0]
+        for name in ("sorted_indices", "unsorted_indices"):
+            indices = getattr(packed, name)
+            if indices is not None and sorted(indices.tolist()) != list(range(num_rows)):
+                expected = f"a permutation of [0, B) = [0, {num_rows})"
+                raise self._fail(f"input.{name}", expected, indices.tolist()[:8])
+
     def _check_lengths(
         self, lengths: Lengths, num_steps: int, num_rows: int, input: Tensor
     ) -> Tensor:
         """The lengths as ``[B]`` int64 on the CPU."""
         name = type(self).__name__
         if input.dim() == 2:
-            raise ValueError(
-                f"{name}: lengths need a batch {self._batch_form('I')}, got one [T, I]"
-            )
-        expected = f"in [0, T] = [0, {num_steps}]"
-        if not isinstance(lengths, Tensor):
-            lengths = self._lengths_from_sequence(lengths, expected)
-        if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+            form = self._batch_form("I")
+            raise ValueError(f"{name}: lengths need a batch {form}, got one sequence [T, I]")
+        if isinstance(lengths, Tensor) and not _is_integer(lengths.dtype):
             raise TypeError(f"{name}: lengths must be integers, got {lengths.dtype}")
-        if lengths.shape != (num_rows,):
-            raise self._fail("lengths", f"[B] = [{num_rows}]", list(lengths.shape))
-        lengths = lengths.detach().to("cpu", torch.int64)
-        outside = ((lengths < 0) | (lengths > num_steps)).nonzero()
-        if outside.numel():
-            index = int(outside[0])
-            raise self._fail("lengths", expected, f"{int(lengths[index])} at index {index}")
-        return lengths
-
-    def _lengths_from_sequence(self, lengths: Sequence[int], expected: str) -> Tensor:
         try:
-            array = np.asarray(lengths)
+            array = np.asarray(lengths.cpu() if isinstance(lengths, Tensor) else lengths)
         except ValueError as error:
             raise self._fail("lengths", "[B]", "sequences of unequal lengths") from error
-        if array.dtype == object and all(isinstance(number, int) for number in array.flat):
-            raise self._fail("lengths", expected, f"{max(array.flat, key=abs)}")
-        if array.size and array.dtype.kind not in "iu":
-            name = type(self).__name__
-            raise TypeError(f"{name}: lengths must be integers, got {array.dtype}")
+        integers = array.dtype.kind in "iu" or all(type(length) is int for length in array.flat)
+        if not integers:
+            got = type(lengths).__name__ if array.ndim == 0 else array.dtype
+            raise TypeError(f"{name}: lengths must be integers, got {got}")
+        if array.shape != (num_rows,):
+            raise self._fail("lengths", f"[B] = [{num_rows}]", list(array.shape))
+        outside = np.flatnonzero((array < 0) | (array > num_steps))
+        if outside.size:
+            got = f"{array[outside[0]]} at index {outside[0]}"
+            raise self._fail("lengths", f"in [0, T] = [0, {num_steps}]", got)
         return torch.from_numpy(array.astype(np.int64))
 
     def _check_states(
@@ -221,3 +260,18 @@ class VarLenRNNBase(nn.RNNBase):
                 )
             if state.device != x.device:
                 raise self._fail(what, f"on the input's device {x.device}", state.device)
+
+
+def _is_integer(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+
+
+def _autocast(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """What autocast does to ``torch.nn.LSTM``'s arguments: all but float64 become ``dtype``."""
+
+    def to_dtype(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, Tensor) or tensor.dtype == torch.float64:
+            return tensor
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    return to_dtype

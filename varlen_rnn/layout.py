@@ -78,12 +78,13 @@ def full(num_steps: int, num_rows: int, *, batch_first: bool, bidirectional: boo
         batch_first: whether the flat tensor is ``[B * T, I]`` (True) or ``[T * B, I]`` (False).
         bidirectional: whether ``reverse`` is wanted.
     """
-    batch_sizes = torch.full((num_steps if num_rows else 0,), num_rows)
-    segments = torch.arange(num_rows if num_steps else 0)
-    rows = None
+    batch_sizes = torch.full((num_steps if num_rows else 0,), num_rows, device="cpu")
+    segments = _arange(num_rows if num_steps else 0)
+    rows = reverse = None
     if batch_first and num_rows > 1:
-        rows = torch.arange(num_rows * num_steps).view(num_rows, num_steps).t().reshape(-1)
-    reverse = _reverse_order(batch_sizes) if bidirectional else None
+        rows = _arange(num_rows * num_steps).view(num_rows, num_steps).t().reshape(-1)
+    if bidirectional:
+        reverse = _arange(num_rows * num_steps).view(num_steps, num_rows).flip(0).reshape(-1)
     return Layout(batch_sizes, rows, reverse, segments, segments, num_rows)
 
 
@@ -103,7 +104,7 @@ def from_lengths(
     segments = segments[sorted_lengths > 0]
     ascending = sorted_lengths[: segments.numel()].flip(0)
     longest = int(ascending[-1]) if ascending.numel() else 0
-    steps = torch.arange(longest)
+    steps = _arange(longest)
     batch_sizes = segments.numel() - torch.searchsorted(ascending, steps, right=True)
     step, segment = _step_and_segment(batch_sizes)
     row = segments[segment]
@@ -124,16 +125,22 @@ def from_packed(
         bidirectional: whether ``reverse`` is wanted.
     """
     num_rows = int(batch_sizes[0])
-    segments = torch.arange(num_rows) if sorted_indices is None else sorted_indices.cpu()
+    segments = (
+        _arange(num_rows) if sorted_indices is None else sorted_indices.to("cpu", torch.int64)
+    )
     reverse = _reverse_order(batch_sizes) if bidirectional else None
     return Layout(batch_sizes, None, reverse, segments, segments, num_rows)
+
+
+def _arange(end: int) -> Tensor:
+    return torch.arange(end, device="cpu")  # whatever torch.set_default_device says
 
 
 def _step_and_segment(batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
     """Step and segment of every token, each ``[N]``."""
     step = torch.repeat_interleave(batch_sizes)
     first_token = batch_sizes.cumsum(0) - batch_sizes
-    return step, torch.arange(step.numel()) - first_token[step]
+    return step, _arange(step.numel()) - first_token[step]
 
 
 def _reverse_order(batch_sizes: Tensor) -> Tensor:
@@ -141,7 +148,7 @@ def _reverse_order(batch_sizes: Tensor) -> Tensor:
     step, segment = _step_and_segment(batch_sizes)
     num_segments = int(batch_sizes[0]) if batch_sizes.numel() else 0
     segment_lengths = batch_sizes.numel() - torch.searchsorted(
-        batch_sizes.flip(0), torch.arange(num_segments), right=True
+        batch_sizes.flip(0), _arange(num_segments), right=True
     )
     first_token = batch_sizes.cumsum(0) - batch_sizes
     return first_token[segment_lengths[segment] - 1 - step] + segment

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from varlen_rnn import _extension, _gradients, reference
 from varlen_rnn.layout import Layout
@@ -73,8 +74,8 @@ def _compiled(x: Tensor) -> bool:
     if _extension.UNAVAILABLE is not None:
         _extension.warn_once()
         return False
-    if torch._C._are_functorch_transforms_active():
-        return False  # torch.func differentiates and batches the reference
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False  # the reference can be batched, and differentiated in forward mode
     return x.device.type == "cpu" and x.dtype in _DTYPES
 
 

@@ -205,9 +205,12 @@ def _direction(
         outs.append(h.to(dtype))
         state = (outs[-1].to(h.dtype), *c)
     ended.append(state)
-    kept = layout.final_row >= 0
+    # States that are kept nowhere go to one more row, which is cut off.
+    rows = layout.final_row.where(layout.final_row >= 0, layout.num_rows)
     final = tuple(
-        s.index_copy(0, layout.final_row[kept], torch.cat(parts[::-1])[kept]).to(dtype)
+        torch.cat((s, s.new_zeros(1, s.shape[1])))
+        .index_copy(0, rows, torch.cat(parts[::-1]))[:-1]
+        .to(dtype)
         for s, parts in zip(state_0, zip(*ended, strict=True), strict=True)
     )
     return torch.cat(outs) if outs else tokens.new_empty(0, state_0[0].shape[1], dtype=dtype), final

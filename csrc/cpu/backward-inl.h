@@ -1,12 +1,12 @@
-// The backward pass of either cell, from the last step to the first: the gates'
-// gradients, and through them the state's. The gradients of x and of the
-// weights are large products of d_gates that the caller computes.
+// The backward pass of either cell, from the last step to the first: the gates' gradients, and
+// through them the state's. The gradients of x and of the weights are large products of d_gates
+// that the caller computes.
 //
 // A Cell has kGates and differentiate(...), which handles one token.
 #pragma once
 
 #include "cpu/pack-inl.h"
-#include "cpu/segments-inl.h"
+#include "cpu/plan-inl.h"
 #include "cpu/tile-inl.h"
 
 namespace varlen_rnn::VARLEN_RNN_ISA {
@@ -18,12 +18,10 @@ struct TokenArgs {
   const T* c;           // in: c_t                            (LSTM)
   const T* c_previous;  // in: c_{t-1}                        (LSTM)
   const T* h_previous;  // in: h_{t-1}                        (GRU)
-  T* d_h;               // in: gradient of h_t, before a projection. out, GRU: its share of
-                        // h_{t-1}'s gradient
+  T* d_h;               // in: gradient of h_t, not projected; out, GRU: z times it
   T* d_c;               // in: gradient of c_t; out: of c_{t-1} (LSTM)
   T* hidden;            // out: o * tanh(c), or null          (LSTM)
-  T* d_gates;           // out: the first kGates * H values go through weight_hh to
-                        // h_{t-1}
+  T* d_gates;           // out: the first kGates * H go through weight_hh to h_{t-1}
   int64_t hidden_size;
 };
 
@@ -32,7 +30,8 @@ struct BackwardWorkspace {
   int64_t output_blocks;  // of kProductWidth columns: h_{t-1} from gates
   int64_t hidden_blocks;  // the same: o * tanh(c) from a projected h
   int64_t ldg, ldu, ldp;
-  int64_t max_rows;
+  Plan split;
+  int64_t* counters;
   T* w_hh[2];
   T* w_hr[2];
   char* workers;
@@ -53,7 +52,8 @@ struct BackwardWorkspace {
     ldg = leading<T>(4 * H);
     ldu = leading<T>(hidden_blocks * kWidth);
     ldp = leading<T>(output_blocks * kWidth);
-    max_rows = Partition(call).max_rows;
+    split = make_plan(call, {output_blocks, kProductVectors, 0, Cell::kGates * H, false});
+    counters = arena.take<int64_t>(call.num_workers * 8);
     for (int64_t d = 0; d < call.num_directions; ++d) {
       w_hh[d] = arena.take<T>(output_blocks * kWidth * Cell::kGates * H);
       w_hr[d] = arena.take<T>(projected ? hidden_blocks * kWidth * call.output_size : 0);
@@ -66,10 +66,10 @@ struct BackwardWorkspace {
 
   Worker worker(Arena& arena) const {
     Worker own;
-    own.d_h = arena.take<T>(max_rows * ldp);
-    own.d_c = arena.take<T>(max_rows * ldu);
-    own.d_hidden = arena.take<T>(max_rows * ldu);
-    own.d_gates = arena.take<T>(max_rows * ldg);
+    own.d_h = arena.take<T>(split.max_rows * ldp);
+    own.d_c = arena.take<T>(split.max_rows * ldu);
+    own.d_hidden = arena.take<T>(split.max_rows * ldu);
+    own.d_gates = arena.take<T>(split.max_rows * ldg);
     own.previous = arena.take<T>(ldu > ldp ? ldu : ldp);
     own.hidden = arena.take<T>(ldu);
     return own;
@@ -203,9 +203,10 @@ void backward(const Backward& p) {
   Arena arena(p.call.scratch);
   space.template plan<Cell>(p, arena);
   pack_backward<Cell>(p, space);
-  for_each_part(p.call, [&](int64_t worker, const Part& part) {
-    backward_part<Cell>(p, space, worker, part);
-  });
+  for_each_part(p.call, space.split, space.counters,
+                [&](int64_t worker, int64_t, Team&, const Part& part) {
+                  backward_part<Cell>(p, space, worker, part);
+                });
 }
 
 }  // namespace varlen_rnn::VARLEN_RNN_ISA

@@ -1,5 +1,4 @@
-// Every instruction set that was compiled is in this one binary; the choice is
-// made once, at load.
+// Every instruction set that was compiled is in this one binary; the choice is made once, at load.
 #include "cpu/dispatch.h"
 
 #include <atomic>
@@ -51,7 +50,8 @@ int available_kernels(const Kernels* table[kMaxInstructionSets]) {
   }
 #endif
 #ifdef VARLEN_RNN_HAVE_AVX512
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+  if (__builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
     table[count++] = &avx512::kKernels;
   }

@@ -7,8 +7,8 @@ namespace varlen_rnn {
 
 inline constexpr int kMaxInstructionSets = 3;
 
-// Fills `names`, lowest first, with the sets that were compiled and that this
-// CPU has; returns how many.
+// Fills `names`, lowest first, with the sets that were compiled and that this CPU has; returns how
+// many.
 int available_instruction_sets(const char* names[kMaxInstructionSets]);
 
 // The kernels in use: the highest available set, or the one that was forced.

@@ -1,34 +1,31 @@
-// The forward pass of either cell: for a chunk of steps the input's product,
-// then step by step the hidden state's product with the cell fused into its
-// epilogue. Chunks keep the input's product in cache, so that inference needs
-// no [N, gates * H] buffer at all.
+// The forward pass of either cell: for a chunk of steps the input's product, then step by step the
+// hidden state's product with the cell fused into its epilogue. Chunks keep the input's product in
+// cache, so that inference needs no [N, gates * H] buffer at all.
 //
-// A Cell has kGates, kUnits<T> (units of a block), packs_hidden_bias and
-// step<T, training>(const StepArgs<T>&, row, R, block, NB).
+// A Cell has kGates, kUnits<T> (units of a block), has_hidden_bias(gate), and
+// step<T, R, NB, training>(args, row, block) for a tile of R rows and NB blocks.
 #pragma once
 
 #include "cpu/pack-inl.h"
-#include "cpu/segments-inl.h"
+#include "cpu/plan-inl.h"
 #include "cpu/tile-inl.h"
 
 namespace varlen_rnn::VARLEN_RNN_ISA {
 
-// One step of one part. Rows are the part's active segments; ld* are the
-// elements from one to the next.
+// One step of one part. Rows are the part's active segments; ld* are the elements from one to the
+// next.
 template <class T>
 struct StepArgs {
   const T* h;  // [rows, P]                        in
   int64_t ldh;
   const T* w;  // [blocks][P][kGates * kUnits]     in: packed weight_hh
   int64_t output_size;
-  const T* g;  // [rows, blocks * kGates * kUnits] in: the input's product, bias
-               // included
+  const T* g;  // [rows, blocks * kGates * kUnits] in: the input's product and bias
   int64_t ldg;
   const T* hidden_bias;  // [blocks * kUnits]      in: b_hn of GRU
   T* c;                  // [rows, H]              in/out: cell state of LSTM
   int64_t ldc;
-  T* h_next;  // [rows, H]                         out: new state, before a
-              // projection
+  T* h_next;  // [rows, H]                         out: new state, not projected
   int64_t ld_next;
   T* gates;  // [rows, 4H]                         saved
   int64_t ld_gates;
@@ -40,8 +37,7 @@ struct StepArgs {
 template <class Cell, class T>
 inline constexpr int kCellWidth = Cell::kGates * Cell::template kUnits<T>;
 
-// The row of weight_ih, weight_hh or a bias that packed column c comes from, or
-// -1 for padding.
+// The row of weight_ih, weight_hh or a bias that packed column c comes from, or -1 for padding.
 template <class Cell, class T>
 int64_t source_row(int64_t c, int64_t hidden_size) {
   constexpr int kUnits = Cell::template kUnits<T>;
@@ -58,25 +54,31 @@ struct ForwardWorkspace {
   int64_t output_blocks;  // the same for the projection
   int64_t ldx, ldg, ldu, ldp;
   bool projected;
-  int64_t max_rows;
+  Plan plan;
   int64_t chunk_tokens;
   T* w_ih[2];
   T* w_hh[2];
   T* w_hr[2];
   T* bias[2];
   T* hidden_bias[2];
+  int64_t* counters;
   char* workers;
   size_t worker_bytes;
+  char* teams;
+  size_t team_bytes;
 
-  struct Worker {
-    T *x, *g, *c, *h, *h_next, *hidden;
+  struct Own {  // of one worker
+    T *x, *g, *c;
+  };
+  struct Shared {  // by a team
+    T *h, *h_next, *hidden;
   };
 
   // The input's product of a chunk should stay in the second-level cache.
   static constexpr int64_t kChunkBytes = 256 * 1024;
 
   template <class Cell>
-  void plan(const Forward& p, Arena& arena) {
+  void arrange(const Forward& p, Arena& arena) {
     const Call& call = p.call;
     constexpr int kUnits = Cell::template kUnits<T>;
     projected = p.weights[0].weight_hr != nullptr;
@@ -88,9 +90,10 @@ struct ForwardWorkspace {
     ldg = leading<T>(input_blocks * kProductWidth<T>);
     ldu = leading<T>(blocks * kUnits);
     ldp = projected ? leading<T>(output_blocks * kProductWidth<T>) : ldu;
-    max_rows = Partition(call).max_rows;
+    plan = make_plan(call, {blocks, kCellWidth<Cell, T> / kLanes<T>, call.input_size,
+                            call.output_size, !projected});
     chunk_tokens = kChunkBytes / (ldg * static_cast<int64_t>(sizeof(T)));
-    if (chunk_tokens < max_rows) chunk_tokens = max_rows;
+    if (chunk_tokens < plan.max_rows) chunk_tokens = plan.max_rows;
     if (chunk_tokens > call.layout.num_tokens) chunk_tokens = call.layout.num_tokens;
     for (int64_t d = 0; d < call.num_directions; ++d) {
       w_ih[d] = arena.take<T>(input_blocks * kProductWidth<T> * call.input_size);
@@ -99,21 +102,30 @@ struct ForwardWorkspace {
       bias[d] = arena.take<T>(input_blocks * kProductWidth<T>);
       hidden_bias[d] = arena.take<T>(blocks * kUnits);
     }
-    Arena one(nullptr);
-    worker(one);
-    worker_bytes = one.used();
+    counters = arena.take<int64_t>(call.num_workers * 8);
+    Arena worker(nullptr), team(nullptr);
+    own(worker);
+    shared(team);
+    worker_bytes = worker.used();
+    team_bytes = team.used();
     workers = arena.take<char>(call.num_workers * static_cast<int64_t>(worker_bytes));
+    teams = arena.take<char>(call.num_workers / plan.team_size * static_cast<int64_t>(team_bytes));
   }
 
-  Worker worker(Arena& arena) const {
-    Worker own;
+  Own own(Arena& arena) const {
+    Own own;
     own.x = arena.take<T>(chunk_tokens * ldx);
     own.g = arena.take<T>(chunk_tokens * ldg);
-    own.c = arena.take<T>(max_rows * ldu);
-    own.h = arena.take<T>(max_rows * ldp);
-    own.h_next = arena.take<T>(max_rows * ldp);
-    own.hidden = arena.take<T>(projected ? max_rows * ldu : 0);
+    own.c = arena.take<T>(plan.max_rows * ldu);
     return own;
+  }
+
+  Shared shared(Arena& arena) const {
+    Shared shared;
+    shared.h = arena.take<T>(plan.max_rows * ldp);
+    shared.h_next = arena.take<T>(plan.max_rows * ldp);
+    shared.hidden = arena.take<T>(projected ? plan.max_rows * ldu : 0);
+    return shared;
   }
 };
 
@@ -162,24 +174,40 @@ void pack_forward(const Forward& p, const ForwardWorkspace<T>& space) {
   });
 }
 
+// One part, or of a part the units that this thread of the team takes.
 template <class Cell, class T, bool training>
 void forward_part(const Forward& p, const ForwardWorkspace<T>& space, int64_t worker,
-                  const Part& part) {
+                  int64_t team_index, Team& team, const Part& part) {
   const Call& call = p.call;
   const Dtype dtype = call.dtype;
   const int64_t H = call.hidden_size, P = call.output_size, I = call.input_size;
   const int64_t d = part.direction, first_state = d * call.layout.num_rows;
-  Arena arena(space.workers + worker * static_cast<int64_t>(space.worker_bytes));
-  typename ForwardWorkspace<T>::Worker own = space.worker(arena);
+  Arena own_arena(space.workers + worker * static_cast<int64_t>(space.worker_bytes));
+  Arena shared_arena(space.teams + team_index * static_cast<int64_t>(space.team_bytes));
+  const typename ForwardWorkspace<T>::Own own = space.own(own_arena);
+  typename ForwardWorkspace<T>::Shared shared = space.shared(shared_arena);
+
+  constexpr int kVectors = kCellWidth<Cell, T> / kLanes<T>;
+  constexpr int kUnits = Cell::template kUnits<T>;
+  // An even number of blocks is a whole number of the input product's.
+  const Range blocks = team.share(space.blocks, 2);
+  const Range units = {blocks.begin * kUnits, blocks.end * kUnits < H ? blocks.end * kUnits : H};
+  const Range inputs = {blocks.begin * kVectors / kProductVectors,
+                        ceil_div(blocks.end * kVectors, kProductVectors)};
+  const Range outputs = space.projected ? Range{0, P} : units;
+  const int64_t num_units = units.end - units.begin, num_outputs = outputs.end - outputs.begin;
 
   for (int64_t i = 0; i < part.active(0); ++i) {
     const int64_t row = call.layout.initial_row[part.segment(i)];
     const int64_t state = first_state + row;
-    load_row_or_zeros(own.h + i * space.ldp, row < 0 ? nullptr : p.h_0, dtype, state * P, P);
+    load_row_or_zeros(shared.h + i * space.ldp + outputs.begin, row < 0 ? nullptr : p.h_0, dtype,
+                      state * P + outputs.begin, num_outputs);
     if (p.c_n != nullptr) {
-      load_row_or_zeros(own.c + i * space.ldu, row < 0 ? nullptr : p.c_0, dtype, state * H, H);
+      load_row_or_zeros(own.c + i * space.ldu + units.begin, row < 0 ? nullptr : p.c_0, dtype,
+                        state * H + units.begin, num_units);
     }
   }
+  team.wait();
 
   int64_t chunk_end = 0, g_row = 0;
   for (int64_t s = 0; part.active(s) > 0; ++s) {
@@ -193,13 +221,14 @@ void forward_part(const Forward& p, const ForwardWorkspace<T>& space, int64_t wo
         }
         ++chunk_end;
       }
-      product<T>(own.x, space.ldx, tokens, space.w_ih[d], I, space.input_blocks, {space.bias[d], 0},
-                 own.g, space.ldg);
+      const int64_t column = inputs.begin * kProductWidth<T>;
+      product<T>(own.x, space.ldx, tokens, space.w_ih[d] + column * I, I, inputs.end - inputs.begin,
+                 {space.bias[d] + column, 0}, own.g + column, space.ldg);
       g_row = 0;
     }
 
     StepArgs<T> step{};
-    step.h = own.h;
+    step.h = shared.h;
     step.ldh = space.ldp;
     step.w = space.w_hh[d];
     step.output_size = P;
@@ -208,8 +237,8 @@ void forward_part(const Forward& p, const ForwardWorkspace<T>& space, int64_t wo
     step.hidden_bias = space.hidden_bias[d];
     step.c = own.c;
     step.ldc = space.ldu;
-    step.h_next = space.projected ? own.hidden : own.h_next;
-    step.ld_next = space.ldu;
+    step.h_next = space.projected ? shared.hidden : shared.h_next;
+    step.ld_next = space.projected ? space.ldu : space.ldp;
     step.hidden_size = H;
     if (training) {
       const int64_t place = d * call.layout.num_tokens + part.place(s, 0);
@@ -218,34 +247,40 @@ void forward_part(const Forward& p, const ForwardWorkspace<T>& space, int64_t wo
       if (p.cells != nullptr) step.cells = static_cast<T*>(p.cells) + place * H;
       step.ld_cells = part.stride * H;
     }
-    for_each_tile<kCellWidth<Cell, T> / kLanes<T>>(
-        active, space.blocks, [&](int64_t r, auto R, int64_t b, auto NB) {
-          Cell::template step<T, decltype(R)::kValue, decltype(NB)::kValue, training>(step, r, b);
+    for_each_tile<kVectors>(
+        active, blocks.end - blocks.begin, [&](int64_t r, auto R, int64_t b, auto NB) {
+          Cell::template step<T, decltype(R)::kValue, decltype(NB)::kValue, training>(
+              step, r, blocks.begin + b);
         });
     if (space.projected) {
-      product<T>(own.hidden, space.ldu, active, space.w_hr[d], H, space.output_blocks, {nullptr, 0},
-                 own.h_next, space.ldp);
+      product<T>(shared.hidden, space.ldu, active, space.w_hr[d], H, space.output_blocks,
+                 {nullptr, 0}, shared.h_next, space.ldp);
     }
 
     for (int64_t i = 0; i < active; ++i) {
-      T* h = own.h_next + i * space.ldp;
-      void* out = at(p.out, dtype, (part.row(s, i) * call.num_directions + d) * P);
-      store_row(out, h, dtype, P);
-      if (element_size(dtype) == 2) load_row(h, out, dtype, P);  // the state is what was stored
+      T* h = shared.h_next + i * space.ldp + outputs.begin;
+      const int64_t index = (part.row(s, i) * call.num_directions + d) * P + outputs.begin;
+      store_row(at(p.out, dtype, index), h, dtype, num_outputs);
+      if (element_size(dtype) == 2) {
+        load_row(h, at(p.out, dtype, index), dtype, num_outputs);  // the state is what was stored
+      }
     }
     for (int64_t i = staying; i < active; ++i) {
       const int64_t row = call.layout.final_row[part.segment(i)];
       if (row < 0) continue;
       const int64_t state = first_state + row;
-      store_row(at(p.h_n, dtype, state * P), own.h_next + i * space.ldp, dtype, P);
+      store_row(at(p.h_n, dtype, state * P + outputs.begin),
+                shared.h_next + i * space.ldp + outputs.begin, dtype, num_outputs);
       if (p.c_n != nullptr) {
-        store_row(at(p.c_n, dtype, state * H), own.c + i * space.ldu, dtype, H);
+        store_row(at(p.c_n, dtype, state * H + units.begin), own.c + i * space.ldu + units.begin,
+                  dtype, num_units);
       }
     }
     g_row += active;
-    T* h = own.h;
-    own.h = own.h_next;
-    own.h_next = h;
+    T* h = shared.h;
+    shared.h = shared.h_next;
+    shared.h_next = h;
+    team.wait();
   }
 }
 
@@ -253,7 +288,7 @@ template <class Cell, class T>
 size_t forward_scratch(const Forward& p) {
   ForwardWorkspace<T> space;
   Arena arena(nullptr);
-  space.template plan<Cell>(p, arena);
+  space.template arrange<Cell>(p, arena);
   return arena.used();
 }
 
@@ -261,15 +296,16 @@ template <class Cell, class T>
 void forward(const Forward& p) {
   ForwardWorkspace<T> space;
   Arena arena(p.call.scratch);
-  space.template plan<Cell>(p, arena);
+  space.template arrange<Cell>(p, arena);
   pack_forward<Cell>(p, space);
-  for_each_part(p.call, [&](int64_t worker, const Part& part) {
-    if (p.gates != nullptr) {
-      forward_part<Cell, T, true>(p, space, worker, part);
-    } else {
-      forward_part<Cell, T, false>(p, space, worker, part);
-    }
-  });
+  for_each_part(p.call, space.plan, space.counters,
+                [&](int64_t worker, int64_t team_index, Team& team, const Part& part) {
+                  if (p.gates != nullptr) {
+                    forward_part<Cell, T, true>(p, space, worker, team_index, team, part);
+                  } else {
+                    forward_part<Cell, T, false>(p, space, worker, team_index, team, part);
+                  }
+                });
 }
 
 }  // namespace varlen_rnn::VARLEN_RNN_ISA

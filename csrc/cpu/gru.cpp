@@ -17,8 +17,8 @@ struct Gru {
   template <class T>
   static constexpr int kUnits = kLanes<T>;
 
-  // b_hn is inside the product with r, so it cannot be added to the input's
-  // side as b_hr and b_hz are.
+  // b_hn is inside the product with r, so it cannot be added to the input's side as b_hr and b_hz
+  // are.
   static constexpr bool has_hidden_bias(int64_t gate) { return gate == 2; }
 
   template <class T, int R, int NB, bool training>
@@ -51,8 +51,8 @@ struct Gru {
     }
   }
 
-  // Order of d_gates in scratch: r, z, n on the hidden side, n on the input's
-  // side, so that the first three are what goes through weight_hh.
+  // Order of d_gates in scratch: r, z, n on the hidden side, n on the input's side, so that the
+  // first three are what goes through weight_hh.
   template <class T>
   static void differentiate(const TokenArgs<T>& args) {
     const int64_t H = args.hidden_size;

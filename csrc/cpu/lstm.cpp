@@ -1,8 +1,8 @@
 // LSTM on one instruction set; compiled once for each of them.
 //
-//   i, f, o = sigmoid(...), g = tanh(...)   of W_ih x_t + b_ih + W_hh h_{t-1} +
-//   b_hh c_t = f * c_{t-1} + i * g h_t = o * tanh(c_t), or W_hr (o * tanh(c_t))
-//   with a projection
+//   i, f, o = sigmoid(...), g = tanh(...)   of W_ih x_t + b_ih + W_hh h_{t-1} + b_hh
+//   c_t = f * c_{t-1} + i * g
+//   h_t = o * tanh(c_t), or W_hr (o * tanh(c_t)) with a projection
 #include "cpu/backward-inl.h"
 #include "cpu/forward-inl.h"
 #include "cpu/math-inl.h"
@@ -13,8 +13,8 @@ namespace {
 struct Lstm {
   static constexpr int kGates = 4;
   static constexpr bool kKeepsStateGradient = false;
-  // A block is two vectors, (i, f) and (g, o) of half a vector of units each:
-  // narrow enough for tall tiles.
+  // A block is two vectors, (i, f) and (g, o) of half a vector of units each: narrow enough for
+  // tall tiles.
   template <class T>
   static constexpr int kUnits = kLanes<T> / 2;
 
@@ -33,8 +33,8 @@ struct Lstm {
       for (int v = 0; v < NB * 2; ++v) sums[r][v] += load(g + r * args.ldg + v * kLanes<T>);
     }
 
-    // Two (row, block) pairs at a time fill whole vectors: all their i, all
-    // their f, and so on. An odd one is paired with itself.
+    // Two (row, block) pairs at a time fill whole vectors: all their i, all their f, and so on. An
+    // odd one is paired with itself.
     VR_UNROLL
     for (int pair = 0; pair < R * NB; pair += 2) {
       const int other = pair + 1 < R * NB ? pair + 1 : pair;

@@ -1,13 +1,12 @@
-// exp, sigmoid and tanh: one polynomial and the same operations in every
-// instruction set, so that all sets with fused multiply-add give the same bits.
+// exp, sigmoid and tanh: one polynomial and the same operations in every instruction set, so that
+// all sets with fused multiply-add give the same bits.
 #pragma once
 
 #include "cpu/simd-inl.h"
 
 namespace varlen_rnn::VARLEN_RNN_ISA {
 
-// expm1(r) = r + r^2 q(r) for |r| <= ln(2) / 2, q interpolated in Chebyshev
-// points.
+// expm1(r) = r + r^2 q(r) for |r| <= ln(2) / 2, q interpolated in Chebyshev points.
 template <class T>
 struct ExpConstants;
 
@@ -65,8 +64,7 @@ VR_INLINE ExpNegative<T> exp_negative(Vec<T> y) {
   VR_UNROLL
   for (int i = kTerms - 2; i >= 0; --i) q = fma(q, r, broadcast(C::kQ[i]));
   const Vec<T> p = fma(r * r, q, r);
-  // `shifted` ends in n as an integer; moved into the exponent and added to 1
-  // it makes 2^n.
+  // `shifted` ends in n as an integer; moved into the exponent and added to 1 it makes 2^n.
   typedef typename Vector<T>::Int Int;
   const Int exponent = (Int)shifted << C::kMantissaBits;
   const Vec<T> scale = (Vec<T>)(exponent + (Int)broadcast(T{1}));

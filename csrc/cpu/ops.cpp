@@ -1,5 +1,4 @@
-// The ops on CPU tensors: check everything, allocate, fill the kernels'
-// structs, run.
+// The ops on CPU tensors: check everything, allocate, fill the kernels' structs, run.
 #include <algorithm>
 #include <cstring>
 #include <tuple>
@@ -12,9 +11,10 @@ namespace {
 
 // Less work than this on a worker is done sooner than a thread is woken.
 constexpr double kMinimalFlops = 1e6;
+// A barrier of two cores, measured as 0.6 microseconds at 4 GHz.
+constexpr double kBarrierCycles = 3000;
 
-// The layout's arrays, checked and contiguous, and what the kernels read of
-// them.
+// The layout's arrays, checked and contiguous, and what the kernels read of them.
 struct CheckedLayout {
   Layout layout{};
   TensorList keep;  // owners of the layout's pointers
@@ -148,17 +148,17 @@ void zero_padding(const Layout& layout, const Tensor& out) {
   });
 }
 
-// States [D, B, *] that kernels write only in part: every row begins as `from`,
-// or as zeros without it.
+// States [D, B, *] that kernels write only in part: every row begins as `from`, or as zeros without
+// it.
 Tensor states_like(const Tensor& like, const OptionalTensor& from,
                    std::initializer_list<int64_t> shape) {
   const torch::headeronly::IntHeaderOnlyArrayRef sizes(shape.begin(), shape.size());
   return from.has_value() ? torch::stable::clone(*from) : torch::stable::new_zeros(like, sizes);
 }
 
-// The gradient of h_0 or c_0 of rows that have a segment: zero, until the
-// kernel writes what it finds. Rows without a segment keep the gradient of the
-// final state, which is a copy of the initial one.
+// The gradient of h_0 or c_0 of rows that have a segment: zero, until the kernel writes what it
+// finds. Rows without a segment keep the gradient of the final state, which is a copy of the
+// initial one.
 void zero_rows_with_segments(const Layout& layout, const Tensor& d_state) {
   const size_t bytes = static_cast<size_t>(d_state.size(2)) * d_state.element_size();
   char* data = static_cast<char*>(d_state.mutable_data_ptr());
@@ -169,10 +169,6 @@ void zero_rows_with_segments(const Layout& layout, const Tensor& d_state) {
     }
   }
 }
-
-struct Sizes {
-  int64_t D, R, I, H, P;
-};
 
 // A forward pass of either cell; c_n and cells are there for LSTM only.
 struct ForwardResult {
@@ -253,6 +249,7 @@ ForwardResult run_forward(const char* op, int64_t num_gates, bool training, cons
   const double flops = 2.0 * static_cast<double>(call.layout.num_tokens * D * num_gates * H) *
                        static_cast<double>(I + P);
   call.num_workers = num_workers(flops);
+  call.barrier_cycles = kBarrierCycles;
   call.parallel_for = parallel_for;
   const Kernels& kernel = kernels();
   const size_t bytes = is_lstm ? kernel.lstm_forward_scratch(p) : kernel.gru_forward_scratch(p);
@@ -262,8 +259,7 @@ ForwardResult run_forward(const char* op, int64_t num_gates, bool training, cons
   return result;
 }
 
-// A backward pass of either cell; d_c_0, d_h and hidden are there for LSTM
-// only.
+// A backward pass of either cell; d_c_0, d_h and hidden are there for LSTM only.
 struct BackwardResult {
   Tensor d_gates, h_previous, d_h_0;
   OptionalTensor d_c_0, d_h, hidden;
@@ -351,6 +347,7 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
 
   call.num_workers =
       num_workers(2.0 * static_cast<double>(N * D * num_gates * H) * static_cast<double>(P));
+  call.barrier_cycles = kBarrierCycles;
   call.parallel_for = parallel_for;
   const Kernels& kernel = kernels();
   const size_t bytes = is_lstm ? kernel.lstm_backward_scratch(p) : kernel.gru_backward_scratch(p);

@@ -1,9 +1,8 @@
-// Weights into blocks of `width` columns, each [K][width]: the order in which a
-// tile reads them.
+// Weights into blocks of `width` columns, each [K][width]: the order in which a tile reads them.
 //
-// Packing is done in every call. It reads and writes each weight once, a vector
-// at a time, which costs less than to find out whether a cached pack is still
-// valid: nothing tells of a write through `parameter.data`.
+// Packing is done in every call. It reads and writes each weight once, a vector at a time, which
+// costs less than to find out whether a cached pack is still valid: nothing tells of a write
+// through `parameter.data`.
 #pragma once
 
 #include "cpu/rows-inl.h"
@@ -18,8 +17,19 @@ VR_INLINE T load_one(const void* tensor, Dtype dtype, int64_t index) {
   return value;
 }
 
-// Lane l of the first result: a[l] where l has no `bit`, else b[l - bit]. Of
-// the second: a[l + bit], else b[l].
+// `count` elements of a row, the other lanes zero.
+template <class T>
+VR_INLINE Vec<T> load_lanes(const void* tensor, Dtype dtype, int64_t index, int64_t count) {
+  if (count == kLanes<T> && element_size(dtype) == sizeof(T)) {
+    return load(static_cast<const T*>(tensor) + index);
+  }
+  T lanes[kLanes<T>] = {};
+  load_row(lanes, at(tensor, dtype, index), dtype, count);
+  return load(lanes);
+}
+
+// Lane l of the first result: a[l] where l has no `bit`, else b[l - bit]. Of the second: a[l +
+// bit], else b[l].
 template <class T, int bit, int... l>
 VR_INLINE void exchange(Vec<T>& a, Vec<T>& b, std::integer_sequence<int, l...>) {
   constexpr int kN = kLanes<T>;
@@ -37,8 +47,8 @@ VR_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
   if constexpr (bit > 1) transpose<T, bit / 2>(rows);
 }
 
-// Packs a block whose column j is row source(first_column + j) of `matrix` [..,
-// K], or zeros if that is -1: to[k][j] = matrix[source(first_column + j)][k].
+// Packs a block whose column j is row source(first_column + j) of `matrix` [.., K], or zeros if
+// that is -1: to[k][j] = matrix[source(first_column + j)][k].
 template <class T, class Source>
 void pack_rows_as_columns(T* to, int64_t K, int width, int64_t first_column, const void* matrix,
                           Dtype dtype, const Source& source) {
@@ -51,9 +61,7 @@ void pack_rows_as_columns(T* to, int64_t K, int width, int64_t first_column, con
       Vec<T> tile[kN];
       VR_UNROLL
       for (int i = 0; i < kN; ++i) {
-        T lanes[kN] = {};
-        if (rows[i] >= 0) load_row(lanes, at(matrix, dtype, rows[i] * K + k), dtype, count);
-        tile[i] = load(lanes);
+        tile[i] = rows[i] < 0 ? Vec<T>{} : load_lanes<T>(matrix, dtype, rows[i] * K + k, count);
       }
       transpose<T>(tile);
       if (count == kN) {
@@ -66,8 +74,8 @@ void pack_rows_as_columns(T* to, int64_t K, int width, int64_t first_column, con
   }
 }
 
-// Packs a block of `matrix` [K, columns] that begins at column `first`:
-// to[k][j] = matrix[k][first + j], and zeros beyond the last column.
+// Packs a block of `matrix` [K, columns] that begins at column `first`: to[k][j] = matrix[k][first
+// + j], and zeros beyond the last column.
 template <class T>
 void pack_columns(T* to, int64_t K, int width, int64_t first, const void* matrix, Dtype dtype,
                   int64_t columns) {

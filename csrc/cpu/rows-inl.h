@@ -1,5 +1,4 @@
-// One row of a tensor to and from the compute type: float64 to double, all
-// others to float.
+// One row of a tensor to and from the compute type: float64 to double, all others to float.
 #pragma once
 
 #include <cstring>
@@ -45,9 +44,8 @@ VR_INLINE float from_float16(uint16_t x) {
 #ifdef __F16C__
   return _cvtsh_ss(x);
 #else
-  // Shift exponent and mantissa into place, then correct the exponent's bias by
-  // a product, which also normalises subnormal numbers. Infinity and NaN keep
-  // the largest exponent.
+  // Shift exponent and mantissa into place, then correct the exponent's bias by a product, which
+  // also normalises subnormal numbers. Infinity and NaN keep the largest exponent.
   const uint32_t sign = uint32_t{x & 0x8000u} << 16;
   const uint32_t magnitude = x & 0x7fffu;
   const float scaled = float_from_bits(magnitude << 13) * 0x1p112f;
@@ -56,8 +54,7 @@ VR_INLINE float from_float16(uint16_t x) {
 #endif
 }
 
-// Rounds to nearest, ties to even; NaN stays NaN, what is too large becomes
-// infinity.
+// Rounds to nearest, ties to even; NaN stays NaN, what is too large becomes infinity.
 VR_INLINE uint16_t to_float16(float x) {
 #ifdef __F16C__
   return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT);
@@ -71,8 +68,7 @@ VR_INLINE uint16_t to_float16(float x) {
   } else if (magnitude >= 0x477ff000u) {
     result = 0x7c00u;
   } else if (magnitude < 0x38800000u) {
-    // Subnormal: adding 0.5 puts the last kept bit where the sum's own rounding
-    // falls.
+    // Subnormal: adding 0.5 puts the last kept bit where the sum's own rounding falls.
     result = bits_from_float(float_from_bits(magnitude) + 0.5f) - bits_from_float(0.5f);
   } else {
     result = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;

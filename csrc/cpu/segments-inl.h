@@ -1,9 +1,7 @@
-// How a call's segments are shared out, and how a kernel walks over them.
+// Parts of a call's segments, and how a kernel walks over them.
 //
-// Segments are independent of each other, so they are split over parts and no
-// thread ever waits for another. A part takes every `stride`-th segment:
-// segments are sorted by length, so all parts get nearly the same number of
-// tokens, and at every step a part's active segments are its first ones.
+// A part takes every `stride`-th segment: segments are sorted by length, so all parts get nearly
+// the same number of tokens, and at every step a part's active segments are its first ones.
 #pragma once
 
 #include "cpu/rows-inl.h"
@@ -11,8 +9,7 @@
 
 namespace varlen_rnn::VARLEN_RNN_ISA {
 
-// Hands out aligned pieces of the scratch memory; with a null base it only
-// counts.
+// Hands out aligned pieces of the scratch memory; with a null base it only counts.
 class Arena {
  public:
   explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
@@ -32,31 +29,13 @@ class Arena {
 
 VR_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Elements between rows of a scratch matrix with n columns. Whole vectors, and
-// an odd number of cache lines, or rows of some sizes would all fall into the
-// same cache set.
+// Elements between rows of a scratch matrix with n columns. Whole vectors, and an odd number of
+// cache lines, or rows of some sizes would all fall into the same cache set.
 template <class T>
 int64_t leading(int64_t n) {
   constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
   return (ceil_div(n, kLine) / 2 * 2 + 1) * kLine;
 }
-
-// More rows than this gain nothing: the weights' traffic is spread thin, and
-// the state should stay in cache.
-inline constexpr int64_t kMaxPartRows = 64;
-
-struct Partition {
-  int64_t parts;     // of each direction
-  int64_t max_rows;  // segments of the largest part
-
-  explicit Partition(const Call& call) {
-    const int64_t segments = call.layout.num_segments;
-    const int64_t workers = ceil_div(call.num_workers, call.num_directions);
-    const int64_t wanted = ceil_div(ceil_div(segments, kMaxPartRows), workers) * workers;
-    parts = wanted < segments ? wanted : segments;
-    max_rows = parts == 0 ? 0 : ceil_div(segments, parts);
-  }
-};
 
 struct Part {
   const Layout& layout;
@@ -71,8 +50,8 @@ struct Part {
     return beyond <= 0 ? 0 : ceil_div(beyond, stride);
   }
   int64_t segment(int64_t i) const { return first + i * stride; }
-  // The i-th segment's token at step s: its place in the direction's own order,
-  // in step order, and its row.
+  // The i-th segment's token at step s: its place in the direction's own order, in step order, and
+  // its row.
   int64_t place(int64_t s, int64_t i) const { return layout.first_token[s] + segment(i); }
   int64_t token(int64_t s, int64_t i) const {
     const int64_t n = place(s, i);
@@ -84,36 +63,14 @@ struct Part {
   }
 };
 
-// Calls run(worker, part) for every part of every direction, spread over the
-// workers. Neighbouring workers take different directions, so that each core
-// needs one direction's weights.
-template <class F>
-void for_each_part(const Call& call, const F& run) {
-  const Partition partition(call);
-  struct Context {
-    const Call& call;
-    const Partition& partition;
-    const F& run;
-  } context = {call, partition, run};
-  call.parallel_for(
-      call.num_workers,
-      [](void* pointer, int64_t worker) {
-        const Context& context = *static_cast<Context*>(pointer);
-        const Call& call = context.call;
-        const int64_t tasks = context.partition.parts * call.num_directions;
-        for (int64_t t = worker; t < tasks; t += call.num_workers) {
-          context.run(worker, Part{call.layout, t % call.num_directions, t / call.num_directions,
-                                   context.partition.parts});
-        }
-      },
-      &context);
-}
-
 // Calls run(i) for i in [0, n) on the call's threads.
 template <class F>
 void in_parallel(const Call& call, int64_t n, const F& run) {
   call.parallel_for(
-      n, [](void* run, int64_t i) { (*static_cast<const F*>(run))(i); },
+      n,
+      [](void* run, int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) (*static_cast<const F*>(run))(i);
+      },
       const_cast<void*>(static_cast<const void*>(&run)));
 }
 

@@ -1,11 +1,10 @@
-// Vectors of one instruction set: the compiler's vector extension, and the few
-// operations that it lacks.
+// Vectors of one instruction set: the compiler's vector extension, and the few operations that it
+// lacks.
 //
-// This file and the other -inl.h files are compiled once for each instruction
-// set, into the namespace VARLEN_RNN_ISA. They use nothing of the standard
-// library that could become a shared inline function: the linker keeps one copy
-// of such a function, perhaps one with instructions that an older CPU does not
-// have.
+// This file and the other -inl.h files are compiled once for each instruction set, into the
+// namespace VARLEN_RNN_ISA. They use nothing of the standard library that could become a shared
+// inline function: the linker keeps one copy of such a function, perhaps one with instructions that
+// an older CPU does not have.
 #pragma once
 
 #include <cstddef>

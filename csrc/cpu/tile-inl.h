@@ -1,18 +1,16 @@
-// The product at the heart of every kernel: rows times packed weights, in tiles
-// that stay in registers.
+// The product at the heart of every kernel: rows times packed weights, in tiles that stay in
+// registers.
 //
-// Weights are packed once a call into blocks of `width` columns, each
-// [K][width], so that a tile reads them in one stream. A tile is `R` rows by
-// `NB` blocks.
+// Weights are packed once a call into blocks of `width` columns, each [K][width], so that a tile
+// reads them in one stream. A tile is `R` rows by `NB` blocks.
 //
-// The order of summation is a rule: k goes in spans of kSpan; within a span one
-// chain of fused multiply-adds from zero, k ascending; spans are added up in
-// order; what the sum starts from (a bias, or the input's product) is added
-// last. It holds whatever the tile, the thread or the vector's width, so that
-// results are the same bits in every batch, on any number of threads and on
-// every instruction set that has fused multiply-add. Spans keep the rounding
-// error of long sums where a library's product has it: in one chain every
-// addition would round at the magnitude of the whole sum.
+// The order of summation is a rule: k goes in spans of kSpan; within a span one chain of fused
+// multiply-adds from zero, k ascending; spans are added up in order; what the sum starts from (a
+// bias, or the input's product) is added last. It holds whatever the tile, the thread or the
+// vector's width, so that results are the same bits in every batch, on any number of threads and on
+// every instruction set that has fused multiply-add. Spans keep the rounding error of long sums
+// where a library's product has it: in one chain every addition would round at the magnitude of the
+// whole sum.
 #pragma once
 
 #include "cpu/simd-inl.h"
@@ -21,8 +19,8 @@ namespace varlen_rnn::VARLEN_RNN_ISA {
 
 inline constexpr int64_t kSpan = 128;
 
-// acc[r][v] += a[r][k] * w[k][v] for k in [0, count): one chain for each
-// element. `a` has rows `lda` apart; block b begins at w + b * block.
+// acc[r][v] += a[r][k] * w[k][v] for k in [0, count): one chain for each element. `a` has rows
+// `lda` apart; block b begins at w + b * block.
 template <class T, int R, int NB, int NV>
 VR_INLINE void multiply_add(Vec<T> (&acc)[R][NB * NV], const T* a, int64_t lda, const T* w,
                             int64_t block, int64_t count) {
@@ -77,13 +75,13 @@ VR_INLINE void multiply(Vec<T> (&sums)[R][NB * NV], const T* a, int64_t lda, con
   }
 }
 
-// The most rows of a tile with NV vectors a block: accumulators fill the
-// registers that a block's weights and one broadcast value leave.
+// The most rows of a tile with NV vectors a block: accumulators fill the registers that a block's
+// weights and one broadcast value leave.
 template <int NV>
 inline constexpr int kMaxTileRows = (kVectorRegisters - kVectorRegisters / 4) / NV;
 
-// How many blocks a tile of R rows takes: enough independent chains to hide a
-// multiply-add's latency.
+// How many blocks a tile of R rows takes: enough independent chains to hide a multiply-add's
+// latency.
 template <int R, int NV>
 inline constexpr int kTileBlocks =
     kVectorRegisters / 2 < R * NV ? 1 : kVectorRegisters / 2 / (R * NV);
@@ -100,10 +98,9 @@ VR_INLINE void with_constant(int64_t rows, const F& f) {
   if constexpr (R > 1) with_constant<R - 1>(rows, f);
 }
 
-// Calls f(row, R, block, NB) for tiles that cover rows [0, rows) and blocks [0,
-// blocks); R and NB are Constants. Rows are spread evenly: 7 rows make tiles of
-// 4 and 3, not of 6 and 1. Blocks are the outer loop, so that a block's weights
-// stay in the first-level cache for all its rows.
+// Calls f(row, R, block, NB) for tiles that cover rows [0, rows) and blocks [0, blocks); R and NB
+// are Constants. Rows are spread evenly: 7 rows make tiles of 4 and 3, not of 6 and 1. Blocks are
+// the outer loop, so that a block's weights stay in the first-level cache for all its rows.
 template <int NV, class F>
 VR_INLINE void for_each_tile(int64_t rows, int64_t blocks, const F& f) {
   if (rows == 0) return;
@@ -159,8 +156,8 @@ __attribute__((noinline)) void product_tile(const T* a, int64_t lda, const T* w,
   }
 }
 
-// c[r][:] = start[r][:] + a[r][0..K) times the packed weights; c has blocks *
-// kProductWidth columns.
+// c[r][:] = start[r][:] + a[r][0..K) times the packed weights; c has blocks * kProductWidth
+// columns.
 template <class T>
 void product(const T* a, int64_t lda, int64_t rows, const T* w, int64_t K, int64_t blocks,
              Start<T> start, T* c, int64_t ldc) {

@@ -3,7 +3,6 @@
 // write begins as NaN, so that reading beyond a tensor, padding or what was never written shows.
 //
 // A case is one random call on one instruction set. `kernels_test 5 17` runs calls 5 and 17 alone.
-#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -19,17 +18,16 @@ namespace {
 constexpr int64_t kNumCalls = 192;
 constexpr int64_t kWorkers[] = {1, 2, 5};
 
-void plain_for(int64_t n, void (*body)(void*, int64_t), void* context) {
-  for (int64_t i = 0; i < n; ++i) body(context, i);
+void plain_for(int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
+  body(context, 0, n);
 }
 
-void threaded_for(int64_t n, void (*body)(void*, int64_t), void* context) {
-  std::atomic<int64_t> next{0};
+// At most 3 threads, so that of 5 workers some share one.
+void threaded_for(int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
+  const int64_t count = std::min<int64_t>(n, 3);
   std::vector<std::thread> threads;
-  for (int64_t t = 0; t < std::min<int64_t>(n, 3); ++t) {
-    threads.emplace_back([&] {
-      for (int64_t i; (i = next++) < n;) body(context, i);
-    });
+  for (int64_t t = 0; t < count; ++t) {
+    threads.emplace_back([=] { body(context, n * t / count, n * (t + 1) / count); });
   }
   for (std::thread& thread : threads) thread.join();
 }
@@ -64,7 +62,10 @@ Results run(const Kernels& kernels, const Problem& q, int64_t workers, bool trai
   layout.initial_row = q.initial_row.data();
   layout.final_row = q.final_row.data();
   const ParallelFor parallel_for = workers > 1 && q.threads ? threaded_for : plain_for;
-  const Call call = {q.dtype, q.I, q.H, q.P, q.D, layout, workers, parallel_for, nullptr};
+  // Barriers that cost nothing make teams of workers wherever the kernels can.
+  const double barrier_cycles = q.teams ? 0 : 3000;
+  const Call call = {q.dtype,        q.I,          q.H,    q.P, q.D, layout, workers,
+                     barrier_cycles, parallel_for, nullptr};
 
   Forward f{};
   f.call = call;

@@ -138,7 +138,7 @@ using Results = std::array<Tensor, kNumResults>;
 // A random call; letters as in params.h.
 struct Problem {
   Dtype dtype, compute;
-  bool lstm, projected, threads, shifted;
+  bool lstm, projected, threads, teams, shifted;
   int64_t D, I, H, P, B, R, N = 0, S, G;
   int64_t gates;  // 4 of LSTM, 3 of GRU
   int64_t x_stride;
@@ -157,6 +157,7 @@ struct Problem {
     gates = lstm ? 4 : 3;
     D = 1 + number / 12 % 2;
     threads = random.one_in(2);
+    teams = random.one_in(2);
     shifted = random.one_in(2);
 
     // Sizes around every edge of vectors and blocks; or wide ones, for several blocks a tile. Few segments; or

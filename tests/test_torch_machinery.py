@@ -1,0 +1,119 @@
+"""What surrounds an RNN in torch: autocast, default devices, forward mode, batching, meta."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import CELLS, OURS
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.nn.utils.rnn import pack_padded_sequence
+
+both_cells = pytest.mark.parametrize("cell", CELLS)
+LENGTHS = [4, 0, 3]
+
+
+class Tagger(nn.Module):
+    def __init__(self, cell: str) -> None:
+        super().__init__()
+        self.before = nn.Linear(3, 6)
+        self.rnn = OURS[cell](6, 5, 2, batch_first=True, bidirectional=True)
+        self.after = nn.Linear(10, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.rnn(self.before(x), lengths=LENGTHS)[0])
+
+
+@both_cells
+@pytest.mark.parametrize("backward_inside", [True, False])
+def test_a_model_trains_under_autocast(cell: str, backward_inside: bool) -> None:
+    torch.manual_seed(0)
+    model = Tagger(cell)
+    x = torch.randn(3, 4, 3, requires_grad=True)
+    exact = torch.autograd.grad(model(x).sum(), [x, *model.parameters()])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(x)
+        if backward_inside:
+            out.sum().backward()
+    if not backward_inside:
+        out.sum().backward()
+    assert out.dtype == torch.bfloat16
+    for tensor, gradient in zip([x, *model.parameters()], exact, strict=True):
+        assert tensor.grad is not None
+        assert tensor.grad.dtype == torch.float32
+        assert (tensor.grad - gradient).norm() <= 0.05 * gradient.norm()
+
+
+@both_cells
+def test_autocast_runs_in_its_dtype_and_leaves_float64_alone(cell: str) -> None:
+    rnn = OURS[cell](3, 5)
+    x = torch.randn(4, 2, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert rnn(x)[0].dtype == torch.bfloat16
+        assert rnn(x.bfloat16())[0].dtype == torch.bfloat16
+        assert rnn(pack_padded_sequence(x, [4, 2]))[0].data.dtype == torch.bfloat16
+        assert rnn.double()(x.double())[0].dtype == torch.float64
+
+
+@both_cells
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_default_device_plays_no_part(cell: str, batch_first: bool) -> None:
+    rnn = OURS[cell](3, 5, batch_first=batch_first, bidirectional=True)
+    x = torch.randn(3, 3, 3)
+    packed = pack_padded_sequence(x, [3, 2, 1])
+    expected = [rnn(x)[0], rnn(x, lengths=[1, 0, 3])[0], rnn(packed)[0].data]
+    with torch.device("meta"):
+        got = [rnn(x)[0], rnn(x, lengths=[1, 0, 3])[0], rnn(packed)[0].data]
+    for result, truth in zip(got, expected, strict=True):
+        assert torch.equal(result, truth)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+@both_cells
+def test_forward_mode_agrees_with_reverse_mode(cell: str) -> None:
+    rnn = OURS[cell](3, 5, bidirectional=True).double().requires_grad_(False)
+    x, tangent = torch.randn(2, 4, 2, 3, dtype=torch.float64).unbind()
+    with forward_ad.dual_level():
+        out, _ = rnn(forward_ad.make_dual(x, tangent), lengths=[4, 2])
+        directional = forward_ad.unpack_dual(out).tangent
+    assert directional is not None
+    d_out = torch.randn_like(directional)
+    x.requires_grad_()
+    (d_x,) = torch.autograd.grad(rnn(x, lengths=[4, 2])[0], x, d_out)
+    torch.testing.assert_close((directional * d_out).sum(), (tangent * d_x).sum())
+
+
+@both_cells
+def test_batched_gradients_agree_with_single_ones(cell: str) -> None:
+    rnn = OURS[cell](3, 5, batch_first=True, bidirectional=True).double()
+    x = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
+    out, _ = rnn(x, lengths=[4, 2])
+    d_outs = torch.randn(7, *out.shape, dtype=torch.float64)
+    inputs = [x, *rnn.parameters()]
+    batched = torch.autograd.grad(out, inputs, d_outs, retain_graph=True, is_grads_batched=True)
+    for index, d_out in enumerate(d_outs):
+        single = torch.autograd.grad(out, inputs, d_out, retain_graph=True)
+        for got, expected in zip(batched, single, strict=True):
+            torch.testing.assert_close(got[index], expected)
+
+
+@both_cells
+def test_shapes_on_meta_and_fake_tensors(cell: str) -> None:
+    rnn = OURS[cell](3, 5, 2, batch_first=True, bidirectional=True)
+    x = torch.randn(2, 4, 3)
+    expected = rnn(x)[0].shape
+    assert rnn.to("meta")(x.to("meta"))[0].shape == expected
+    with FakeTensorMode():
+        fake = OURS[cell](3, 5, 2, batch_first=True, bidirectional=True)
+        assert fake(torch.empty(2, 4, 3))[0].shape == expected
+
+
+@both_cells
+def test_a_graph_of_gradients_of_a_batch_without_tokens(cell: str) -> None:
+    rnn = OURS[cell](3, 5)
+    x = torch.randn(4, 2, 3, requires_grad=True)
+    out, _ = rnn(x, lengths=[0, 0])
+    inputs = [x, *rnn.parameters()]
+    for gradient in torch.autograd.grad(out.sum(), inputs, create_graph=True):
+        assert gradient.count_nonzero() == 0
