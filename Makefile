@@ -29,8 +29,9 @@ build: $(INSTALLED)  ## compile the extension, and install the package into .ven
 demo: $(INSTALLED)  ## train on a real data set of ragged sequences
 	$(BIN)/python examples/japanese_vowels.py $(ARGS)
 
-test: $(INSTALLED)  ## run all tests: pytest (ARGS="..."), then test-sanitizer
+test: $(INSTALLED)  ## run all tests: pytest (ARGS="..."), the same on the fallback, then test-sanitizer
 	$(BIN)/python -m pytest $(ARGS)
+	VARLEN_RNN_DISABLE_EXTENSION=1 $(BIN)/python -m pytest --quiet $(ARGS)
 	$(MAKE) --no-print-directory test-sanitizer
 
 test-sanitizer: $(TOOLS)  ## run the kernels' C++ test under the address and undefined-behaviour sanitizers

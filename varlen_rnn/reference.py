@@ -199,7 +199,8 @@ def _direction(
     state = tuple(s.index_select(0, starts).masked_fill(fresh, 0) for s in state_0)
     outs: list[Tensor] = []
     ended: list[State] = []
-    for x in torch.split(tokens, layout.batch_sizes.tolist()):
+    # Without a token one step over no rows, so that results have a graph all the same.
+    for x in torch.split(tokens, layout.batch_sizes.tolist() or [0]):
         ended.append(tuple(s[len(x) :] for s in state))
         h, *c = cell(x, tuple(s[: len(x)] for s in state), *weights)
         outs.append(h.to(dtype))
@@ -213,4 +214,4 @@ def _direction(
         .to(dtype)
         for s, parts in zip(state_0, zip(*ended, strict=True), strict=True)
     )
-    return torch.cat(outs) if outs else tokens.new_empty(0, state_0[0].shape[1], dtype=dtype), final
+    return torch.cat(outs), final

@@ -1,6 +1,5 @@
 // Workers that share a part of a call: each computes units of its own for all of the part's rows,
-// and they meet at a barrier every step, because every unit of step t reads all units of step t -
-// 1.
+// and they meet at a barrier every step, because every unit of a step reads all of the one before.
 //
 // A thread pool may give a call fewer threads than there are workers, or just one inside another
 // parallel region: then one thread stands for several workers. It takes all their units and arrives
