@@ -85,21 +85,21 @@ struct Gru {
 }  // namespace
 
 size_t gru_forward_scratch(const Forward& p) {
-  return p.call.dtype == Dtype::kFloat64 ? forward_scratch<Gru, double>(p)
-                                         : forward_scratch<Gru, float>(p);
+  return with_compute_type(p.call.dtype,
+                           [&](auto zero) { return forward_scratch<Gru, decltype(zero)>(p); });
 }
 
 void gru_forward(const Forward& p) {
-  p.call.dtype == Dtype::kFloat64 ? forward<Gru, double>(p) : forward<Gru, float>(p);
+  with_compute_type(p.call.dtype, [&](auto zero) { return forward<Gru, decltype(zero)>(p); });
 }
 
 size_t gru_backward_scratch(const Backward& p) {
-  return p.call.dtype == Dtype::kFloat64 ? backward_scratch<Gru, double>(p)
-                                         : backward_scratch<Gru, float>(p);
+  return with_compute_type(p.call.dtype,
+                           [&](auto zero) { return backward_scratch<Gru, decltype(zero)>(p); });
 }
 
 void gru_backward(const Backward& p) {
-  p.call.dtype == Dtype::kFloat64 ? backward<Gru, double>(p) : backward<Gru, float>(p);
+  with_compute_type(p.call.dtype, [&](auto zero) { return backward<Gru, decltype(zero)>(p); });
 }
 
 }  // namespace varlen_rnn::VARLEN_RNN_ISA

@@ -105,21 +105,21 @@ struct Lstm {
 }  // namespace
 
 size_t lstm_forward_scratch(const Forward& p) {
-  return p.call.dtype == Dtype::kFloat64 ? forward_scratch<Lstm, double>(p)
-                                         : forward_scratch<Lstm, float>(p);
+  return with_compute_type(p.call.dtype,
+                           [&](auto zero) { return forward_scratch<Lstm, decltype(zero)>(p); });
 }
 
 void lstm_forward(const Forward& p) {
-  p.call.dtype == Dtype::kFloat64 ? forward<Lstm, double>(p) : forward<Lstm, float>(p);
+  with_compute_type(p.call.dtype, [&](auto zero) { return forward<Lstm, decltype(zero)>(p); });
 }
 
 size_t lstm_backward_scratch(const Backward& p) {
-  return p.call.dtype == Dtype::kFloat64 ? backward_scratch<Lstm, double>(p)
-                                         : backward_scratch<Lstm, float>(p);
+  return with_compute_type(p.call.dtype,
+                           [&](auto zero) { return backward_scratch<Lstm, decltype(zero)>(p); });
 }
 
 void lstm_backward(const Backward& p) {
-  p.call.dtype == Dtype::kFloat64 ? backward<Lstm, double>(p) : backward<Lstm, float>(p);
+  with_compute_type(p.call.dtype, [&](auto zero) { return backward<Lstm, decltype(zero)>(p); });
 }
 
 }  // namespace varlen_rnn::VARLEN_RNN_ISA

@@ -130,8 +130,17 @@ int64_t num_workers(double flops) {
   return std::max<int64_t>(1, static_cast<int64_t>(wanted));
 }
 
-Tensor scratch(const Tensor& like, size_t bytes) {
-  return torch::stable::new_empty(like, {static_cast<int64_t>(bytes)}, ScalarType::Byte);
+// Runs a kernel on as many workers as its work is worth, with scratch memory beside tensor `like`.
+template <class Params>
+void run_kernel(Params& p, double flops, const Tensor& like, size_t (*scratch)(const Params&),
+                void (*kernel)(const Params&)) {
+  p.call.num_workers = num_workers(flops);
+  p.call.barrier_cycles = kBarrierCycles;
+  p.call.parallel_for = parallel_for;
+  const int64_t bytes = static_cast<int64_t>(scratch(p));
+  const Tensor memory = torch::stable::new_empty(like, {bytes}, ScalarType::Byte);
+  p.call.scratch = memory.mutable_data_ptr();
+  kernel(p);
 }
 
 // Flat rows that no token points at: padding. Kernels write the others.
@@ -248,14 +257,9 @@ ForwardResult run_forward(const char* op, int64_t num_gates, bool training, cons
 
   const double flops = 2.0 * static_cast<double>(call.layout.num_tokens * D * num_gates * H) *
                        static_cast<double>(I + P);
-  call.num_workers = num_workers(flops);
-  call.barrier_cycles = kBarrierCycles;
-  call.parallel_for = parallel_for;
-  const Kernels& kernel = kernels();
-  const size_t bytes = is_lstm ? kernel.lstm_forward_scratch(p) : kernel.gru_forward_scratch(p);
-  const Tensor memory = scratch(x, bytes);
-  call.scratch = memory.mutable_data_ptr();
-  is_lstm ? kernel.lstm_forward(p) : kernel.gru_forward(p);
+  const Kernels& k = kernels();
+  run_kernel(p, flops, x, is_lstm ? k.lstm_forward_scratch : k.gru_forward_scratch,
+             is_lstm ? k.lstm_forward : k.gru_forward);
   return result;
 }
 
@@ -345,15 +349,10 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
     p.hidden = result.hidden->mutable_data_ptr();
   }
 
-  call.num_workers =
-      num_workers(2.0 * static_cast<double>(N * D * num_gates * H) * static_cast<double>(P));
-  call.barrier_cycles = kBarrierCycles;
-  call.parallel_for = parallel_for;
-  const Kernels& kernel = kernels();
-  const size_t bytes = is_lstm ? kernel.lstm_backward_scratch(p) : kernel.gru_backward_scratch(p);
-  const Tensor memory = scratch(out, bytes);
-  call.scratch = memory.mutable_data_ptr();
-  is_lstm ? kernel.lstm_backward(p) : kernel.gru_backward(p);
+  const double flops = 2.0 * static_cast<double>(N * D * num_gates * H) * static_cast<double>(P);
+  const Kernels& k = kernels();
+  run_kernel(p, flops, out, is_lstm ? k.lstm_backward_scratch : k.gru_backward_scratch,
+             is_lstm ? k.lstm_backward : k.gru_backward);
   return result;
 }
 

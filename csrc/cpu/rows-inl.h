@@ -20,6 +20,12 @@ inline void* at(void* tensor, Dtype dtype, int64_t index) {
   return static_cast<char*>(tensor) + index * static_cast<int64_t>(element_size(dtype));
 }
 
+// Calls f with a zero of the compute type.
+template <class F>
+auto with_compute_type(Dtype dtype, const F& f) {
+  return dtype == Dtype::kFloat64 ? f(double{0}) : f(float{0});
+}
+
 VR_INLINE float float_from_bits(uint32_t bits) {
   float x;
   std::memcpy(&x, &bits, sizeof(x));
