@@ -21,16 +21,17 @@ STABLE_TORCH_LIBRARY(varlen_rnn, m) {
   m.def("lstm_forward(" VARLEN_RNN_LSTM
         ") -> (Tensor out, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)");
   m.def(
-      "lstm_backward(Tensor? d_out, Tensor? d_h_n, Tensor? d_c_n, Tensor gates, Tensor cells, "
-      "Tensor out, Tensor? h_0, Tensor? c_0, Tensor[] weight_hh, Tensor[] "
-      "weight_hr, " VARLEN_RNN_LAYOUT
-      ") -> (Tensor d_gates, Tensor h_previous, Tensor d_h_0, Tensor d_c_0, Tensor d_h, "
-      "Tensor hidden)");
+      "lstm_backward(Tensor? d_out, Tensor? d_h_n, Tensor? d_c_n, Tensor x, Tensor? h_0, "
+      "Tensor? c_0, Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] weight_hr, " VARLEN_RNN_LAYOUT
+      ", Tensor out, Tensor gates, Tensor cells, bool needs_x, bool needs_weights) -> (Tensor d_x, "
+      "Tensor d_h_0, Tensor d_c_0, Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias_ih, "
+      "Tensor d_bias_hh, Tensor d_weight_hr)");
 
   m.def("gru_inference(" VARLEN_RNN_GRU ") -> (Tensor out, Tensor h_n)");
   m.def("gru_forward(" VARLEN_RNN_GRU ") -> (Tensor out, Tensor h_n, Tensor gates)");
   m.def(
-      "gru_backward(Tensor? d_out, Tensor? d_h_n, Tensor gates, Tensor out, Tensor? h_0, "
+      "gru_backward(Tensor? d_out, Tensor? d_h_n, Tensor x, Tensor? h_0, Tensor[] weight_ih, "
       "Tensor[] weight_hh, " VARLEN_RNN_LAYOUT
-      ") -> (Tensor d_gates, Tensor h_previous, Tensor d_h_0)");
+      ", Tensor out, Tensor gates, bool needs_x, bool needs_weights) -> (Tensor d_x, Tensor d_h_0, "
+      "Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias_ih, Tensor d_bias_hh)");
 }

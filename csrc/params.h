@@ -72,24 +72,33 @@ struct Forward {
   void* cells;         // [D, N, H]     saved, compute: c_t, or null (always null for GRU)
 };
 
+// Gradients of one direction's weights, each shaped as the weight; all null if they are not wanted.
+struct WeightGradients {
+  void* weight_ih;  // out, storage
+  void* weight_hh;  // out, storage
+  void* bias_ih;    // out, storage, also where there is no bias
+  void* bias_hh;    // out, storage, also where there is no bias
+  void* weight_hr;  // out, storage, or null without projection
+};
+
 struct Backward {
   Call call;
-  Weights weights[2];  // one for each direction; of these, weight_hh and weight_hr are read
+  Weights weights[2];  // one for each direction; biases are not read
   const void* d_out;   // [R, D * P]    in, storage, or null for zeros
   const void* d_h_n;   // [D, B, P]     in, storage, or null for zeros
   const void* d_c_n;   // [D, B, H]     in, storage, or null for zeros (always null for GRU)
-  const void* gates;   // [D, N, 4H]    in, compute: as the forward pass saved them
-  const void* cells;   // [D, N, H]     in, compute (null for GRU)
-  const void* out;     // [R, D * P]    in, storage: the forward pass's result
+  const void* x;       // [R, I]        in, storage; rows that no token points at are never read
+  int64_t x_stride;    //               elements from one row of x to the next
   const void* h_0;     // [D, B, P]     in, storage, or null for zeros
   const void* c_0;     // [D, B, H]     in, storage, or null for zeros (always null for GRU)
-  void* d_gates;       // [N, D * 4H]   out, storage: before activation, always in step order
-                       //               GRU: r, z, n on the input's side, n on the hidden side.
-  void* h_previous;    // [N, D * P]    out, storage: what each token started from, in step order
-  void* d_h_0;   // [D, B, P]     out, storage; only rows that a segment starts from are written
-  void* d_c_0;   // [D, B, H]     out, storage; the same (null for GRU)
-  void* d_h;     // [N, D * P]    out, storage: of the projected h; null without projection
-  void* hidden;  // [N, D * H]    out, storage: o * tanh(c); null without projection
+  const void* out;     // [R, D * P]    in, storage: the forward pass's result
+  const void* gates;   // [D, N, 4H]    in, compute: as the forward pass saved them
+  const void* cells;   // [D, N, H]     in, compute (null for GRU)
+  void* d_x;           // [R, I]        out, storage, or null if it is not wanted; only the tokens'
+                       //               rows are written
+  void* d_h_0;  // [D, B, P]     out, storage; only rows that a segment starts from are written
+  void* d_c_0;  // [D, B, H]     out, storage; the same (null for GRU)
+  WeightGradients d_weights[2];  // one for each direction
 };
 
 // The kernels of one instruction set. Scratch functions tell how many bytes the call needs.

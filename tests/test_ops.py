@@ -149,8 +149,9 @@ def backward_arguments(case: Case) -> list[Any]:
         out, *rest = op(case, "forward")(*case.arguments)
     finals, saved = rest[: len(case.states)], rest[len(case.states) :]
     gradients = [torch.randn_like(t) for t in (out, *finals)]
-    lists = case.weights[1:2] + case.weights[4:]
-    return [*gradients, *saved, out, *case.states, *lists, *vars(case.layout).values()]
+    weights = case.weights[:2] + case.weights[4:]
+    arrays = vars(case.layout).values()
+    return [*gradients, case.x, *case.states, *weights, *arrays, out, *saved, True, True]
 
 
 def outputs_of(case: Case, where: Any) -> Callable[..., tuple[Tensor, ...]]:

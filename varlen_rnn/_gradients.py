@@ -1,9 +1,7 @@
-"""The gradients of ``lstm_forward`` and ``gru_forward``.
+"""The gradients of ``lstm_forward`` and ``gru_forward``: those of the compiled backward ops.
 
-The backward ops give, step by step, the gradients of the gates before activation, ``d_gates``, and
-the states that every token started from, ``h_previous``, both in step order. The gradients of
-input, weights and biases are large products and sums of those: ``d_W = d_gates^T tokens``,
-``d_x = d_gates W``. Shapes are those of the legend in :mod:`varlen_rnn.layout`.
+Gradients that are to be differentiated or batched themselves are those of the reference. Shapes are
+those of the legend in :mod:`varlen_rnn.layout`.
 """
 
 from __future__ import annotations
@@ -81,28 +79,24 @@ def lstm_gradient(
     ctx: Any, d_out: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, *_: None
 ) -> tuple[Gradient, ...]:
     """The gradient of ``lstm_forward``, in the order of its arguments."""
-    x, (h_0, c_0), weights, arrays, out, (gates, cells) = _unpack(ctx, 2)
+    x, states, weights, arrays, out, saved = _unpack(ctx, 2)
     d_outputs = (d_out, d_h_n, d_c_n)
     if _wants_more(d_outputs):
-        return _differentiable(reference.lstm, x, (h_0, c_0), weights, arrays, d_outputs)
+        return _differentiable(reference.lstm, x, states, weights, arrays, d_outputs)
     weight_ih, weight_hh, *_, weight_hr = weights
-    directions = len(weight_ih)
-    d_gates, h_previous, d_h_0, d_c_0, d_h, hidden = torch.ops.varlen_rnn.lstm_backward(
-        d_out, d_h_n, d_c_n, gates, cells, out, h_0, c_0, weight_hh, weight_hr, *arrays
+    d_x, d_h_0, d_c_0, *d_weights = torch.ops.varlen_rnn.lstm_backward(
+        *d_outputs,
+        x,
+        *states,
+        weight_ih,
+        weight_hh,
+        weight_hr,
+        *arrays,
+        out,
+        *saved,
+        *_needs(ctx, 2),
     )
-    needs_x, _, _, needs_ih, needs_hh, needs_b_ih, needs_b_hh, needs_hr, *_ = ctx.needs_input_grad
-    by_direction = d_gates.chunk(directions, dim=1)
-    return (
-        _input_gradient(needs_x, by_direction, weight_ih, x, arrays[1]),
-        None if h_0 is None else d_h_0,
-        None if c_0 is None else d_c_0,
-        _input_weight_gradients(needs_ih, by_direction, x, arrays[1]),
-        _products(needs_hh, by_direction, h_previous.chunk(directions, dim=1)),
-        _sums(needs_b_ih, by_direction),
-        _sums(needs_b_hh, by_direction),
-        _products(needs_hr, d_h.chunk(directions, dim=1), hidden.chunk(directions, dim=1)),
-        *[None] * _NUM_ARRAYS,
-    )
+    return _gradients(ctx, d_x, (d_h_0, d_c_0), d_weights)
 
 
 @_without_autocast
@@ -110,65 +104,41 @@ def gru_gradient(
     ctx: Any, d_out: Tensor | None, d_h_n: Tensor | None, *_: None
 ) -> tuple[Gradient, ...]:
     """The gradient of ``gru_forward``, in the order of its arguments."""
-    x, (h_0,), weights, arrays, out, (gates,) = _unpack(ctx, 1)
-    if _wants_more((d_out, d_h_n)):
-        return _differentiable(reference.gru, x, (h_0,), weights, arrays, (d_out, d_h_n))
+    x, states, weights, arrays, out, saved = _unpack(ctx, 1)
+    d_outputs = (d_out, d_h_n)
+    if _wants_more(d_outputs):
+        return _differentiable(reference.gru, x, states, weights, arrays, d_outputs)
     weight_ih, weight_hh, *_ = weights
-    directions, hidden_size = len(weight_ih), weight_hh[0].shape[1]
-    d_gates, h_previous, d_h_0 = torch.ops.varlen_rnn.gru_backward(
-        d_out, d_h_n, gates, out, h_0, weight_hh, *arrays
+    d_x, d_h_0, *d_weights = torch.ops.varlen_rnn.gru_backward(
+        *d_outputs, x, *states, weight_ih, weight_hh, *arrays, out, *saved, *_needs(ctx, 1)
     )
-    needs_x, _, needs_ih, needs_hh, needs_b_ih, needs_b_hh, *_ = ctx.needs_input_grad
-    # The columns of d_gates are r, z, n on the input's side, n on the hidden side.
-    by_direction = d_gates.chunk(directions, dim=1)
-    d_input = [d[:, : 3 * hidden_size] for d in by_direction]
-    d_r_z = [d[:, : 2 * hidden_size] for d in by_direction]
-    d_n = [d[:, 3 * hidden_size :] for d in by_direction]
-    h_parts = h_previous.chunk(directions, dim=1)
+    return _gradients(ctx, d_x, (d_h_0,), d_weights)
+
+
+def _needs(ctx: Any, num_states: int) -> tuple[bool, bool]:
+    """Whether the gradient of the input is needed, and that of any weight."""
+    needs_x, *others = ctx.needs_input_grad
+    return needs_x, any(map(_any, others[num_states:]))
+
+
+def _any(needed: bool | Needed) -> bool:
+    return needed if isinstance(needed, bool) else any(needed)
+
+
+def _gradients(
+    ctx: Any, d_x: Tensor, d_states: Tensors, d_weights: Tensors
+) -> tuple[Gradient, ...]:
+    """What the backward op gave, without what is not needed."""
+    needs = ctx.needs_input_grad
+    first = 1 + len(d_states)
+    states = zip(needs[1:first], d_states, strict=True)
+    kinds = zip(needs[first:-_NUM_ARRAYS], d_weights, strict=True)
     return (
-        _input_gradient(needs_x, d_input, weight_ih, x, arrays[1]),
-        None if h_0 is None else d_h_0,
-        _input_weight_gradients(needs_ih, d_input, x, arrays[1]),
-        _stacked(_products(needs_hh, d_r_z, h_parts), _products(needs_hh, d_n, h_parts)),
-        _sums(needs_b_ih, d_input),
-        _stacked(_sums(needs_b_hh, d_r_z), _sums(needs_b_hh, d_n)),
+        d_x if needs[0] else None,
+        *(d if need else None for need, d in states),
+        *([d[i] if need else None for i, need in enumerate(needed)] for needed, d in kinds),
         *[None] * _NUM_ARRAYS,
     )
-
-
-def _products(needed: Needed, d_results: Tensors, factors: Tensors) -> list[Tensor | None]:
-    """``d^T factor`` for each direction that needs it; an empty list if the weight is not there."""
-    parts = zip(needed, d_results, factors, strict=False)
-    return [torch.mm(d.t(), factor) if need else None for need, d, factor in parts]
-
-
-def _sums(needed: Needed, d_results: Tensors) -> list[Tensor | None]:
-    return [d.sum(0) if need else None for need, d in zip(needed, d_results, strict=False)]
-
-
-def _stacked(top: list[Tensor | None], bottom: list[Tensor | None]) -> list[Tensor | None]:
-    pairs = zip(top, bottom, strict=True)
-    return [None if t is None or b is None else torch.cat((t, b)) for t, b in pairs]
-
-
-def _input_weight_gradients(
-    needed: Needed, d_gates: Tensors, x: Tensor, rows: Tensor | None
-) -> list[Tensor | None]:
-    if not any(needed):
-        return [None] * len(needed)
-    tokens = x if rows is None else x.index_select(0, rows)
-    return _products(needed, d_gates, [tokens] * len(needed))
-
-
-def _input_gradient(
-    needed: bool, d_gates: Tensors, weight_ih: Tensors, x: Tensor, rows: Tensor | None
-) -> Tensor | None:
-    if not needed:
-        return None
-    d_tokens = torch.mm(d_gates[0], weight_ih[0])
-    for d, weight in zip(d_gates[1:], weight_ih[1:], strict=True):
-        d_tokens = torch.addmm(d_tokens, d, weight)
-    return d_tokens if rows is None else torch.zeros_like(x).index_copy_(0, rows, d_tokens)
 
 
 def _differentiable(

@@ -4,8 +4,8 @@ Compiled ops (schemas in ``csrc/library.cpp``), one layer in one or both directi
 
 - ``varlen_rnn::lstm_inference``, ``gru_inference``: outputs and final states, nothing saved.
 - ``varlen_rnn::lstm_forward``, ``gru_forward``: the same, and what the backward pass reads.
-- ``varlen_rnn::lstm_backward``, ``gru_backward``: from the outputs' gradients to the gates'; the
-  rest is in :mod:`varlen_rnn._gradients`.
+- ``varlen_rnn::lstm_backward``, ``gru_backward``: from the outputs' gradients to those of all the
+  layer's arguments; weights' gradients are stacked over directions.
 
 Shapes are those of the legend in :mod:`varlen_rnn.layout`.
 """
@@ -120,48 +120,30 @@ def _fake_forward(num_states: int, num_gates: int, training: bool) -> Callable[.
     return fake
 
 
-def _fake_lstm_backward(
-    d_out: Tensor | None,
-    d_h_n: Tensor | None,
-    d_c_n: Tensor | None,
-    gates: Tensor,
-    cells: Tensor,
-    out: Tensor,
-    h_0: Tensor | None,
-    c_0: Tensor | None,
-    weight_hh: list[Tensor],
-    weight_hr: list[Tensor],
-    *arrays: Any,
-) -> tuple[Tensor, ...]:
-    directions, num_tokens, hidden_size = cells.shape
-    output_size, num_rows = weight_hh[0].shape[1], arrays[-1]
-    projected = num_tokens if weight_hr else 0
-    return (
-        out.new_empty(num_tokens, directions * 4 * hidden_size),
-        out.new_empty(num_tokens, directions * output_size),
-        out.new_empty(directions, num_rows, output_size),
-        out.new_empty(directions, num_rows, hidden_size),
-        out.new_empty(projected, directions * output_size),
-        out.new_empty(projected, directions * hidden_size),
-    )
+def _fake_backward(num_states: int) -> Callable[..., Any]:
+    """The shapes that ``*_backward`` returns."""
 
+    def fake(*args: Any) -> tuple[Tensor, ...]:
+        x, *args_after_x = args[1 + num_states :]
+        weight_ih, weight_hh, *weight_hr = args_after_x[num_states : 2 * num_states + 1]
+        num_rows = args_after_x[2 * num_states + 1 + 5]
+        needs_x, needs_weights = args[-2:]
+        rows, input_size = weight_ih[0].shape
+        directions, output_size = len(weight_hh), weight_hh[0].shape[1]
+        hidden_size = rows // (4 if num_states == 2 else 3)
+        wanted = directions if needs_weights else 0
+        final_sizes = (output_size, hidden_size)[:num_states]
+        return (
+            x.new_empty(x.shape[0] if needs_x else 0, input_size),
+            *(x.new_empty(directions, num_rows, size) for size in final_sizes),
+            x.new_empty(wanted, rows, input_size),
+            x.new_empty(wanted, rows, output_size),
+            x.new_empty(wanted, rows),
+            x.new_empty(wanted, rows),
+            *(x.new_empty(wanted if w else 0, output_size, hidden_size) for w in weight_hr),
+        )
 
-def _fake_gru_backward(
-    d_out: Tensor | None,
-    d_h_n: Tensor | None,
-    gates: Tensor,
-    out: Tensor,
-    h_0: Tensor | None,
-    weight_hh: list[Tensor],
-    *arrays: Any,
-) -> tuple[Tensor, ...]:
-    directions, num_tokens, four_hidden = gates.shape
-    hidden_size, num_rows = weight_hh[0].shape[1], arrays[-1]
-    return (
-        out.new_empty(num_tokens, directions * four_hidden),
-        out.new_empty(num_tokens, directions * hidden_size),
-        out.new_empty(directions, num_rows, hidden_size),
-    )
+    return fake
 
 
 def _register() -> None:
@@ -174,10 +156,9 @@ def _register() -> None:
         for kind in ("inference", "forward"):
             fake = _fake_forward(num_states, num_gates, kind == "forward")
             library.register_fake(f"varlen_rnn::{cell}_{kind}", fake)
+        library.register_fake(f"varlen_rnn::{cell}_backward", _fake_backward(num_states))
         setup = _gradients.setup_context(num_states)
         library.register_autograd(f"varlen_rnn::{cell}_forward", gradient, setup_context=setup)
-    library.register_fake("varlen_rnn::lstm_backward", _fake_lstm_backward)
-    library.register_fake("varlen_rnn::gru_backward", _fake_gru_backward)
 
 
 if _extension.UNAVAILABLE is None:

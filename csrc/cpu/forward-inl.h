@@ -74,6 +74,8 @@ struct ForwardWorkspace {
     T *h, *h_next, *hidden;
   };
 
+  // An even number of blocks of units is a whole number of the input product's.
+  static constexpr int64_t kGrain = 2;
   // The input's product of a chunk should stay in the second-level cache.
   static constexpr int64_t kChunkBytes = 256 * 1024;
 
@@ -90,7 +92,7 @@ struct ForwardWorkspace {
     ldg = leading<T>(input_blocks * kProductWidth<T>);
     ldu = leading<T>(blocks * kUnits);
     ldp = projected ? leading<T>(output_blocks * kProductWidth<T>) : ldu;
-    plan = make_plan(call, {blocks, kCellWidth<Cell, T> / kLanes<T>, call.input_size,
+    plan = make_plan(call, {blocks, kGrain, kCellWidth<Cell, T> / kLanes<T>, call.input_size,
                             call.output_size, !projected});
     chunk_tokens = kChunkBytes / (ldg * static_cast<int64_t>(sizeof(T)));
     if (chunk_tokens < plan.max_rows) chunk_tokens = plan.max_rows;
@@ -189,8 +191,7 @@ void forward_part(const Forward& p, const ForwardWorkspace<T>& space, int64_t wo
 
   constexpr int kVectors = kCellWidth<Cell, T> / kLanes<T>;
   constexpr int kUnits = Cell::template kUnits<T>;
-  // An even number of blocks is a whole number of the input product's.
-  const Range blocks = team.share(space.blocks, 2);
+  const Range blocks = team.share(space.blocks, space.kGrain);
   const Range units = {blocks.begin * kUnits, blocks.end * kUnits < H ? blocks.end * kUnits : H};
   const Range inputs = {blocks.begin * kVectors / kProductVectors,
                         ceil_div(blocks.end * kVectors, kProductVectors)};

@@ -51,14 +51,17 @@ struct Gru {
     }
   }
 
-  // Order of d_gates in scratch: r, z, n on the hidden side, n on the input's side, so that the
-  // first three are what goes through weight_hh.
+  // d_gates holds n on the input's side, r, z, n on the hidden side: the first three go through
+  // weight_ih, the last three through weight_hh.
+  static constexpr int64_t input_row(int64_t j, int64_t H) { return j < H ? 2 * H + j : j - H; }
+  static constexpr int64_t hidden_column(int64_t H) { return H; }
+
   template <class T>
   static void differentiate(const TokenArgs<T>& args) {
     const int64_t H = args.hidden_size;
     const Vec<T> one = broadcast(T{1});
-    for (int64_t u = 0; u < H; u += kLanes<T>) {
-      const int64_t left = H - u;
+    for (int64_t u = 0; u < args.num_units; u += kLanes<T>) {
+      const int64_t left = args.num_units - u;
       const Vec<T> r = load_first(args.gates + u, left);
       const Vec<T> z = load_first(args.gates + H + u, left);
       const Vec<T> n = load_first(args.gates + 2 * H + u, left);
@@ -66,19 +69,12 @@ struct Gru {
       const Vec<T> d_h = load_first(args.d_h + u, left);
       const Vec<T> d_z = d_h * (load_first(args.h_previous + u, left) - n);
       const Vec<T> d_n = d_h * (one - z) * (one - n * n);
-      store_first(args.d_gates + u, d_n * h_n * r * (one - r), left);
-      store_first(args.d_gates + H + u, d_z * z * (one - z), left);
-      store_first(args.d_gates + 2 * H + u, d_n * r, left);
-      store_first(args.d_gates + 3 * H + u, d_n, left);
+      store_first(args.d_gates + u, d_n, left);
+      store_first(args.d_gates + H + u, d_n * h_n * r * (one - r), left);
+      store_first(args.d_gates + 2 * H + u, d_z * z * (one - z), left);
+      store_first(args.d_gates + 3 * H + u, d_n * r, left);
       store_first(args.d_h + u, d_h * z, left);
     }
-  }
-
-  template <class T>
-  static void store_d_gates(void* d_gates, Dtype dtype, int64_t index, const T* row, int64_t H) {
-    store_row(at(d_gates, dtype, index), row, dtype, 2 * H);
-    store_row(at(d_gates, dtype, index + 2 * H), row + 3 * H, dtype, H);
-    store_row(at(d_gates, dtype, index + 3 * H), row + 2 * H, dtype, H);
   }
 };
 

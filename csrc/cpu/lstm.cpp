@@ -72,12 +72,16 @@ struct Lstm {
     }
   }
 
+  // d_gates holds i, f, g, o, as the weights do.
+  static constexpr int64_t input_row(int64_t j, int64_t) { return j; }
+  static constexpr int64_t hidden_column(int64_t) { return 0; }
+
   template <class T>
   static void differentiate(const TokenArgs<T>& args) {
     const int64_t H = args.hidden_size;
     const Vec<T> one = broadcast(T{1});
-    for (int64_t u = 0; u < H; u += kLanes<T>) {
-      const int64_t left = H - u;
+    for (int64_t u = 0; u < args.num_units; u += kLanes<T>) {
+      const int64_t left = args.num_units - u;
       const Vec<T> i = load_first(args.gates + u, left);
       const Vec<T> f = load_first(args.gates + H + u, left);
       const Vec<T> g = load_first(args.gates + 2 * H + u, left);
@@ -94,11 +98,6 @@ struct Lstm {
       store_first(args.d_c + u, d_c * f, left);
       if (args.hidden != nullptr) store_first(args.hidden + u, o * tanh_c, left);
     }
-  }
-
-  template <class T>
-  static void store_d_gates(void* d_gates, Dtype dtype, int64_t index, const T* row, int64_t H) {
-    store_row(at(d_gates, dtype, index), row, dtype, 4 * H);
   }
 };
 

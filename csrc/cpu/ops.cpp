@@ -125,6 +125,39 @@ OptionalTensor checked_optional(const char* op, const char* name, const Optional
   return dense(*tensor);
 }
 
+// What both passes check alike: the input, and the weights that it is multiplied with. Fills in the
+// call's dtype and sizes.
+struct CheckedInput {
+  Tensor x;  // with columns side by side
+  TensorList w_ih, w_hh, w_hr;
+
+  CheckedInput(const char* op, int64_t num_gates, const Tensor& input, const TensorList& weight_ih,
+               const TensorList& weight_hh, const TensorList& weight_hr, Call& call)
+      : x(input) {
+    const ScalarType dtype = x.scalar_type();
+    STD_TORCH_CHECK(x.dim() == 2, op, ": x must be [R, I], got ", to_string(x.sizes()));
+    check_dtype(op, "x", x, dtype);
+    call.dtype = storage_dtype(op, x);
+    const int64_t D = call.num_directions = num_directions(op, weight_hh);
+    const int64_t I = call.input_size = x.size(1);
+    const int64_t H = call.hidden_size = weight_hh[0].size(0) / num_gates;
+    const int64_t P = call.output_size = weight_hh[0].size(1);
+    const bool projected = !weight_hr.empty();
+    STD_TORCH_CHECK(H > 0 && P > 0 && I > 0, op, ": sizes must be positive, got I = ", I,
+                    ", H = ", H, ", P = ", P);
+    w_ih = checked_list(op, "weight_ih", weight_ih, dtype, D, "[gates * H, I]", {num_gates * H, I});
+    w_hh = checked_list(op, "weight_hh", weight_hh, dtype, D, "[gates * H, P]",
+                        {num_gates * H, projected ? P : H});
+    if (projected) w_hr = checked_list(op, "weight_hr", weight_hr, dtype, D, "[P, H]", {P, H});
+    if (x.stride(1) != 1 && I > 1) x = torch::stable::contiguous(x);
+  }
+
+  Weights weights(int64_t d) const {
+    return {w_ih[d].const_data_ptr(), w_hh[d].const_data_ptr(), nullptr, nullptr,
+            w_hr.empty() ? nullptr : w_hr[d].const_data_ptr()};
+  }
+};
+
 int64_t num_workers(double flops) {
   const double wanted = std::min<double>(torch::stable::get_num_threads(), flops / kMinimalFlops);
   return std::max<int64_t>(1, static_cast<int64_t>(wanted));
@@ -179,6 +212,12 @@ void zero_rows_with_segments(const Layout& layout, const Tensor& d_state) {
   }
 }
 
+// The d-th part of a stacked tensor.
+void* part(const Tensor& stacked, int64_t d) {
+  return static_cast<char*>(stacked.mutable_data_ptr()) +
+         d * stacked.stride(0) * static_cast<int64_t>(stacked.element_size());
+}
+
 // A forward pass of either cell; c_n and cells are there for LSTM only.
 struct ForwardResult {
   Tensor out, h_n;
@@ -194,41 +233,27 @@ ForwardResult run_forward(const char* op, int64_t num_gates, bool training, cons
                           const Tensor& initial_row, const Tensor& final_row, int64_t num_rows) {
   const bool is_lstm = num_gates == 4;
   const ScalarType dtype = x.scalar_type();
-  STD_TORCH_CHECK(x.dim() == 2, op, ": x must be [R, I], got ", to_string(x.sizes()));
-  check_dtype(op, "x", x, dtype);
 
   Forward p{};
   Call& call = p.call;
-  call.dtype = storage_dtype(op, x);
-  const int64_t D = call.num_directions = num_directions(op, weight_hh);
-  const int64_t I = call.input_size = x.size(1);
-  const int64_t H = call.hidden_size = weight_hh[0].size(0) / num_gates;
-  const int64_t P = call.output_size = weight_hh[0].size(1);
-  const bool projected = !weight_hr.empty(), biased = !bias_ih.empty();
-  STD_TORCH_CHECK(H > 0 && P > 0 && I > 0, op, ": sizes must be positive, got I = ", I, ", H = ", H,
-                  ", P = ", P);
-  const TensorList w_ih =
-      checked_list(op, "weight_ih", weight_ih, dtype, D, "[gates * H, I]", {num_gates * H, I});
-  const TensorList w_hh = checked_list(op, "weight_hh", weight_hh, dtype, D, "[gates * H, P]",
-                                       {num_gates * H, projected ? P : H});
-  TensorList b_ih, b_hh, w_hr;
-  if (biased || !bias_hh.empty()) {
+  const CheckedInput input(op, num_gates, x, weight_ih, weight_hh, weight_hr, call);
+  const int64_t D = call.num_directions, H = call.hidden_size, P = call.output_size;
+  TensorList b_ih, b_hh;
+  const bool biased = !bias_ih.empty() || !bias_hh.empty();
+  if (biased) {
     b_ih = checked_list(op, "bias_ih", bias_ih, dtype, D, "[gates * H]", {num_gates * H});
     b_hh = checked_list(op, "bias_hh", bias_hh, dtype, D, "[gates * H]", {num_gates * H});
   }
-  if (projected) w_hr = checked_list(op, "weight_hr", weight_hr, dtype, D, "[P, H]", {P, H});
   for (int64_t d = 0; d < D; ++d) {
-    p.weights[d] = {w_ih[d].const_data_ptr(), w_hh[d].const_data_ptr(),
-                    biased ? b_ih[d].const_data_ptr() : nullptr,
-                    biased ? b_hh[d].const_data_ptr() : nullptr,
-                    projected ? w_hr[d].const_data_ptr() : nullptr};
+    p.weights[d] = input.weights(d);
+    if (biased) p.weights[d].bias_ih = b_ih[d].const_data_ptr();
+    if (biased) p.weights[d].bias_hh = b_hh[d].const_data_ptr();
   }
   const CheckedLayout checked(op, x.size(0), D, batch_sizes, rows, reverse, initial_row, final_row,
                               num_rows);
   call.layout = checked.layout;
   const OptionalTensor h = checked_optional(op, "h_0", h_0, dtype, "[D, B, P]", {D, num_rows, P});
   const OptionalTensor c = checked_optional(op, "c_0", c_0, dtype, "[D, B, H]", {D, num_rows, H});
-  const Tensor input = x.stride(1) == 1 || I == 1 ? x : torch::stable::contiguous(x);
 
   ForwardResult result{torch::stable::new_empty(x, {x.size(0), D * P}),
                        states_like(x, h, {D, num_rows, P}),
@@ -243,8 +268,8 @@ ForwardResult run_forward(const char* op, int64_t num_gates, bool training, cons
     if (is_lstm) result.cells = torch::stable::new_empty(x, {D, N, H}, compute);
   }
 
-  p.x = input.const_data_ptr();
-  p.x_stride = input.stride(0);
+  p.x = input.x.const_data_ptr();
+  p.x_stride = input.x.stride(0);
   p.h_0 = pointer(h);
   p.c_0 = pointer(c);
   p.out = result.out.mutable_data_ptr();
@@ -256,102 +281,109 @@ ForwardResult run_forward(const char* op, int64_t num_gates, bool training, cons
   if (call.layout.num_tokens == 0) return result;
 
   const double flops = 2.0 * static_cast<double>(call.layout.num_tokens * D * num_gates * H) *
-                       static_cast<double>(I + P);
+                       static_cast<double>(call.input_size + P);
   const Kernels& k = kernels();
   run_kernel(p, flops, x, is_lstm ? k.lstm_forward_scratch : k.gru_forward_scratch,
              is_lstm ? k.lstm_forward : k.gru_forward);
   return result;
 }
 
-// A backward pass of either cell; d_c_0, d_h and hidden are there for LSTM only.
+// A backward pass of either cell; d_c_0 and d_weight_hr are there for LSTM only. Gradients that are
+// not wanted have no elements.
 struct BackwardResult {
-  Tensor d_gates, h_previous, d_h_0;
-  OptionalTensor d_c_0, d_h, hidden;
+  Tensor d_x, d_h_0;
+  OptionalTensor d_c_0;
+  Tensor d_weight_ih, d_weight_hh, d_bias_ih, d_bias_hh;
+  OptionalTensor d_weight_hr;
 };
 
 BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTensor& d_out,
                             const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
-                            const Tensor& gates, const OptionalTensor& cells, const Tensor& out,
-                            const OptionalTensor& h_0, const OptionalTensor& c_0,
-                            const TensorList& weight_hh, const TensorList& weight_hr,
-                            const Tensor& batch_sizes, const OptionalTensor& rows,
-                            const OptionalTensor& reverse, const Tensor& initial_row,
-                            const Tensor& final_row, int64_t num_rows) {
+                            const Tensor& x, const OptionalTensor& h_0, const OptionalTensor& c_0,
+                            const TensorList& weight_ih, const TensorList& weight_hh,
+                            const TensorList& weight_hr, const Tensor& batch_sizes,
+                            const OptionalTensor& rows, const OptionalTensor& reverse,
+                            const Tensor& initial_row, const Tensor& final_row, int64_t num_rows,
+                            const Tensor& out, const Tensor& gates, const OptionalTensor& cells,
+                            bool needs_x, bool needs_weights) {
   const bool is_lstm = num_gates == 4;
-  const ScalarType dtype = out.scalar_type();
+  const ScalarType dtype = x.scalar_type();
   const ScalarType compute = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  STD_TORCH_CHECK(out.dim() == 2, op, ": out must be [R, D * P], got ", to_string(out.sizes()));
 
   Backward p{};
   Call& call = p.call;
-  call.dtype = storage_dtype(op, out);
-  const int64_t D = call.num_directions = num_directions(op, weight_hh);
-  const int64_t H = call.hidden_size = weight_hh[0].size(0) / num_gates;
-  const int64_t P = call.output_size = weight_hh[0].size(1);
+  const CheckedInput checked_x(op, num_gates, x, weight_ih, weight_hh, weight_hr, call);
+  const int64_t D = call.num_directions, I = call.input_size;
+  const int64_t H = call.hidden_size, P = call.output_size, R = x.size(0);
   const bool projected = !weight_hr.empty();
-  STD_TORCH_CHECK(H > 0 && P > 0, op, ": sizes must be positive, got H = ", H, ", P = ", P);
-  const CheckedLayout checked(op, out.size(0), D, batch_sizes, rows, reverse, initial_row,
-                              final_row, num_rows);
+  for (int64_t d = 0; d < D; ++d) p.weights[d] = checked_x.weights(d);
+  const CheckedLayout checked(op, R, D, batch_sizes, rows, reverse, initial_row, final_row,
+                              num_rows);
   call.layout = checked.layout;
   const int64_t N = call.layout.num_tokens;
-  const TensorList w_hh = checked_list(op, "weight_hh", weight_hh, dtype, D, "[gates * H, P]",
-                                       {num_gates * H, projected ? P : H});
-  TensorList w_hr;
-  if (projected) w_hr = checked_list(op, "weight_hr", weight_hr, dtype, D, "[P, H]", {P, H});
-  for (int64_t d = 0; d < D; ++d) {
-    p.weights[d].weight_hh = w_hh[d].const_data_ptr();
-    if (projected) p.weights[d].weight_hr = w_hr[d].const_data_ptr();
-  }
   const OptionalTensor d_output =
-      checked_optional(op, "d_out", d_out, dtype, "[R, D * P]", {out.size(0), D * P});
+      checked_optional(op, "d_out", d_out, dtype, "[R, D * P]", {R, D * P});
   const OptionalTensor d_h =
       checked_optional(op, "d_h_n", d_h_n, dtype, "[D, B, P]", {D, num_rows, P});
   const OptionalTensor d_c =
       checked_optional(op, "d_c_n", d_c_n, dtype, "[D, B, H]", {D, num_rows, H});
   const OptionalTensor h = checked_optional(op, "h_0", h_0, dtype, "[D, B, P]", {D, num_rows, P});
   const OptionalTensor c = checked_optional(op, "c_0", c_0, dtype, "[D, B, H]", {D, num_rows, H});
-  const OptionalTensor output =
-      checked_optional(op, "out", out, dtype, "[R, D * P]", {out.size(0), D * P});
+  const OptionalTensor output = checked_optional(op, "out", out, dtype, "[R, D * P]", {R, D * P});
   const OptionalTensor saved_gates =
       checked_optional(op, "gates", gates, compute, "[D, N, 4H]", {D, N, 4 * H});
   const OptionalTensor saved_cells =
       checked_optional(op, "cells", cells, compute, "[D, N, H]", {D, N, H});
 
-  BackwardResult result{torch::stable::new_empty(out, {N, D * 4 * H}),
-                        torch::stable::new_empty(out, {N, D * P}),
-                        states_like(out, d_h, {D, num_rows, P}),
+  const int64_t d_weights = needs_weights ? D : 0, rows_of_weights = num_gates * H;
+  BackwardResult result{torch::stable::new_empty(x, {needs_x ? R : 0, I}),
+                        states_like(x, d_h, {D, num_rows, P}),
                         {},
-                        {},
+                        torch::stable::new_empty(x, {d_weights, rows_of_weights, I}),
+                        torch::stable::new_empty(x, {d_weights, rows_of_weights, P}),
+                        torch::stable::new_empty(x, {d_weights, rows_of_weights}),
+                        torch::stable::new_empty(x, {d_weights, rows_of_weights}),
                         {}};
   zero_rows_with_segments(call.layout, result.d_h_0);
   if (is_lstm) {
-    result.d_c_0 = states_like(out, d_c, {D, num_rows, H});
+    result.d_c_0 = states_like(x, d_c, {D, num_rows, H});
     zero_rows_with_segments(call.layout, *result.d_c_0);
-    result.d_h = torch::stable::new_empty(out, {projected ? N : 0, D * P});
-    result.hidden = torch::stable::new_empty(out, {projected ? N : 0, D * H});
+    result.d_weight_hr = torch::stable::new_empty(x, {projected ? d_weights : 0, P, H});
   }
-  if (N == 0) return result;
+  if (needs_x) zero_padding(call.layout, result.d_x);
+  if (N == 0) {
+    for (Tensor* t :
+         {&result.d_weight_ih, &result.d_weight_hh, &result.d_bias_ih, &result.d_bias_hh}) {
+      torch::stable::zero_(*t);
+    }
+    if (is_lstm) torch::stable::zero_(*result.d_weight_hr);
+    return result;
+  }
 
   p.d_out = pointer(d_output);
   p.d_h_n = pointer(d_h);
   p.d_c_n = pointer(d_c);
-  p.gates = pointer(saved_gates);
-  p.cells = pointer(saved_cells);
-  p.out = pointer(output);
+  p.x = checked_x.x.const_data_ptr();
+  p.x_stride = checked_x.x.stride(0);
   p.h_0 = pointer(h);
   p.c_0 = pointer(c);
-  p.d_gates = result.d_gates.mutable_data_ptr();
-  p.h_previous = result.h_previous.mutable_data_ptr();
+  p.out = pointer(output);
+  p.gates = pointer(saved_gates);
+  p.cells = pointer(saved_cells);
+  if (needs_x) p.d_x = result.d_x.mutable_data_ptr();
   p.d_h_0 = result.d_h_0.mutable_data_ptr();
   if (is_lstm) p.d_c_0 = result.d_c_0->mutable_data_ptr();
-  if (projected) {
-    p.d_h = result.d_h->mutable_data_ptr();
-    p.hidden = result.hidden->mutable_data_ptr();
+  for (int64_t d = 0; d < d_weights; ++d) {
+    p.d_weights[d] = {part(result.d_weight_ih, d), part(result.d_weight_hh, d),
+                      part(result.d_bias_ih, d), part(result.d_bias_hh, d),
+                      projected ? part(*result.d_weight_hr, d) : nullptr};
   }
 
-  const double flops = 2.0 * static_cast<double>(N * D * num_gates * H) * static_cast<double>(P);
+  const double products = static_cast<double>(P) + (needs_x ? static_cast<double>(I) : 0.0) +
+                          (needs_weights ? static_cast<double>(I + P) : 0.0);
+  const double flops = 2.0 * static_cast<double>(N * D * rows_of_weights) * products;
   const Kernels& k = kernels();
-  run_kernel(p, flops, out, is_lstm ? k.lstm_backward_scratch : k.gru_backward_scratch,
+  run_kernel(p, flops, x, is_lstm ? k.lstm_backward_scratch : k.gru_backward_scratch,
              is_lstm ? k.lstm_backward : k.gru_backward);
   return result;
 }
@@ -380,15 +412,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward(
   return {r.out, r.h_n, *r.c_n, *r.gates, *r.cells};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward(
-    OptionalTensor d_out, OptionalTensor d_h_n, OptionalTensor d_c_n, const Tensor& gates,
-    const Tensor& cells, const Tensor& out, OptionalTensor h_0, OptionalTensor c_0,
-    TensorList weight_hh, TensorList weight_hr, const Tensor& batch_sizes, OptionalTensor rows,
-    OptionalTensor reverse, const Tensor& initial_row, const Tensor& final_row, int64_t num_rows) {
-  BackwardResult r = run_backward("varlen_rnn::lstm_backward", 4, d_out, d_h_n, d_c_n, gates, cells,
-                                  out, h_0, c_0, weight_hh, weight_hr, batch_sizes, rows, reverse,
-                                  initial_row, final_row, num_rows);
-  return {r.d_gates, r.h_previous, r.d_h_0, *r.d_c_0, *r.d_h, *r.hidden};
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward(
+    OptionalTensor d_out, OptionalTensor d_h_n, OptionalTensor d_c_n, const Tensor& x,
+    OptionalTensor h_0, OptionalTensor c_0, TensorList weight_ih, TensorList weight_hh,
+    TensorList weight_hr, const Tensor& batch_sizes, OptionalTensor rows, OptionalTensor reverse,
+    const Tensor& initial_row, const Tensor& final_row, int64_t num_rows, const Tensor& out,
+    const Tensor& gates, const Tensor& cells, bool needs_x, bool needs_weights) {
+  BackwardResult r =
+      run_backward("varlen_rnn::lstm_backward", 4, d_out, d_h_n, d_c_n, x, h_0, c_0, weight_ih,
+                   weight_hh, weight_hr, batch_sizes, rows, reverse, initial_row, final_row,
+                   num_rows, out, gates, cells, needs_x, needs_weights);
+  return {r.d_x,         r.d_h_0,     *r.d_c_0,    r.d_weight_ih,
+          r.d_weight_hh, r.d_bias_ih, r.d_bias_hh, *r.d_weight_hr};
 }
 
 std::tuple<Tensor, Tensor> gru_inference(const Tensor& x, OptionalTensor h_0, TensorList weight_ih,
@@ -415,16 +450,15 @@ std::tuple<Tensor, Tensor, Tensor> gru_forward(const Tensor& x, OptionalTensor h
   return {r.out, r.h_n, *r.gates};
 }
 
-std::tuple<Tensor, Tensor, Tensor> gru_backward(OptionalTensor d_out, OptionalTensor d_h_n,
-                                                const Tensor& gates, const Tensor& out,
-                                                OptionalTensor h_0, TensorList weight_hh,
-                                                const Tensor& batch_sizes, OptionalTensor rows,
-                                                OptionalTensor reverse, const Tensor& initial_row,
-                                                const Tensor& final_row, int64_t num_rows) {
-  BackwardResult r =
-      run_backward("varlen_rnn::gru_backward", 3, d_out, d_h_n, {}, gates, {}, out, h_0, {},
-                   weight_hh, {}, batch_sizes, rows, reverse, initial_row, final_row, num_rows);
-  return {r.d_gates, r.h_previous, r.d_h_0};
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_backward(
+    OptionalTensor d_out, OptionalTensor d_h_n, const Tensor& x, OptionalTensor h_0,
+    TensorList weight_ih, TensorList weight_hh, const Tensor& batch_sizes, OptionalTensor rows,
+    OptionalTensor reverse, const Tensor& initial_row, const Tensor& final_row, int64_t num_rows,
+    const Tensor& out, const Tensor& gates, bool needs_x, bool needs_weights) {
+  BackwardResult r = run_backward("varlen_rnn::gru_backward", 3, d_out, d_h_n, {}, x, h_0, {},
+                                  weight_ih, weight_hh, {}, batch_sizes, rows, reverse, initial_row,
+                                  final_row, num_rows, out, gates, {}, needs_x, needs_weights);
+  return {r.d_x, r.d_h_0, r.d_weight_ih, r.d_weight_hh, r.d_bias_ih, r.d_bias_hh};
 }
 
 }  // namespace

@@ -74,14 +74,14 @@ void pack_rows_as_columns(T* to, int64_t K, int width, int64_t first_column, con
   }
 }
 
-// Packs a block of `matrix` [K, columns] that begins at column `first`: to[k][j] = matrix[k][first
-// + j], and zeros beyond the last column.
-template <class T>
+// Packs a block of `matrix` [K, columns] that begins at column `first`: to[k][j] =
+// matrix[source(k)][first + j], and zeros beyond the last column.
+template <class T, class Source>
 void pack_columns(T* to, int64_t K, int width, int64_t first, const void* matrix, Dtype dtype,
-                  int64_t columns) {
+                  int64_t columns, const Source& source) {
   const int64_t count = columns - first < width ? columns - first : width;
   for (int64_t k = 0; k < K; ++k) {
-    load_row(to + k * width, at(matrix, dtype, k * columns + first), dtype, count);
+    load_row(to + k * width, at(matrix, dtype, source(k) * columns + first), dtype, count);
     for (int64_t j = count; j < width; ++j) to[k * width + j] = T{0};
   }
 }

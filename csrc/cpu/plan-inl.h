@@ -11,9 +11,9 @@
 namespace varlen_rnn::VARLEN_RNN_ISA {
 
 // What a step multiplies: rows times `blocks` blocks of `vectors` vectors, over `input` values that
-// need no barrier and `hidden` values that do.
+// need no barrier and `hidden` values that do. A worker of a team takes a multiple of `grain` blocks.
 struct StepSize {
-  int64_t blocks, vectors, input, hidden;
+  int64_t blocks, grain, vectors, input, hidden;
   bool by_units;  // whether the kernel can split units at all
 };
 
@@ -52,7 +52,7 @@ inline Plan make_plan(const Call& call, const StepSize& size) {
   const int64_t workers = ceil_div(call.num_workers, call.num_directions);
   Plan plan{};
   plan.team_size = call.num_workers / call.num_directions;
-  if (plan.team_size > size.blocks / 2) plan.team_size = size.blocks / 2;
+  if (plan.team_size > size.blocks / size.grain) plan.team_size = size.blocks / size.grain;
   if (plan.team_size > 1 && size.by_units) {
     double by_rows = 0, by_units = 0;
     for (int64_t s = 0; s < layout.num_steps; ++s) {

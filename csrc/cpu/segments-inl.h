@@ -37,6 +37,10 @@ int64_t leading(int64_t n) {
   return (ceil_div(n, kLine) / 2 * 2 + 1) * kLine;
 }
 
+struct Range {
+  int64_t begin, end;
+};
+
 struct Part {
   const Layout& layout;
   int64_t direction;

@@ -12,10 +12,6 @@
 
 namespace varlen_rnn::VARLEN_RNN_ISA {
 
-struct Range {
-  int64_t begin, end;
-};
-
 class Team {
  public:
   // Members [begin, end) of `size`, all on this thread. `arrived` is the team's own counter, which

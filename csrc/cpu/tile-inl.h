@@ -17,7 +17,7 @@
 
 namespace varlen_rnn::VARLEN_RNN_ISA {
 
-inline constexpr int64_t kSpan = 128;
+inline constexpr int64_t kSpan = 64;
 
 // acc[r][v] += a[r][k] * w[k][v] for k in [0, count): one chain for each element. `a` has rows
 // `lda` apart; block b begins at w + b * block.
@@ -47,13 +47,61 @@ VR_INLINE void multiply_add(Vec<T> (&acc)[R][NB * NV], const T* a, int64_t lda, 
   }
 }
 
+// Adds spans from k on to `total`, S whole ones at a time: a tile of few rows and blocks has too few
+// chains of its own to hide a multiply-add's latency, and spans are independent of each other.
+template <class T, int R, int NB, int NV, int S>
+VR_INLINE void add_spans(Vec<T> (&total)[R][NB * NV], const T* a, int64_t lda, const T* w,
+                         int64_t K, int64_t& k) {
+  constexpr int kVectors = NB * NV;
+  for (; K - k >= S * kSpan; k += S * kSpan) {
+    Vec<T> sums[S][R][kVectors];
+    VR_UNROLL
+    for (int i = 0; i < S; ++i) {
+      VR_UNROLL
+      for (int r = 0; r < R; ++r) {
+        VR_UNROLL
+        for (int v = 0; v < kVectors; ++v) sums[i][r][v] = Vec<T>{};
+      }
+    }
+    for (int64_t j = k; j < k + kSpan; ++j) {
+      VR_UNROLL
+      for (int i = 0; i < S; ++i) {
+        VR_UNROLL
+        for (int r = 0; r < R; ++r) {
+          const Vec<T> x = broadcast(a[r * lda + j + i * kSpan]);
+          VR_UNROLL
+          for (int v = 0; v < kVectors; ++v) {
+            const T* weights = w + (v / NV * K + j + i * kSpan) * NV * kLanes<T>;
+            sums[i][r][v] = fma(x, load(weights + v % NV * kLanes<T>), sums[i][r][v]);
+          }
+        }
+      }
+    }
+    VR_UNROLL
+    for (int i = 0; i < S; ++i) {
+      VR_UNROLL
+      for (int r = 0; r < R; ++r) {
+        VR_UNROLL
+        for (int v = 0; v < kVectors; ++v) total[r][v] += sums[i][r][v];
+      }
+    }
+  }
+}
+
 // sums[r][v] = sum over k of a[r][k] * w[k][v], in spans.
 template <class T, int R, int NB, int NV>
 VR_INLINE void multiply(Vec<T> (&sums)[R][NB * NV], const T* a, int64_t lda, const T* w,
                         int64_t K) {
   constexpr int kVectors = NB * NV;
   Vec<T> total[R][kVectors] = {};
-  for (int64_t k = 0; k < K; k += kSpan) {
+  int64_t first = 0;
+  if constexpr (R * kVectors * 4 <= kVectorRegisters / 2) {
+    add_spans<T, R, NB, NV, 4>(total, a, lda, w, K, first);
+  }
+  if constexpr (R * kVectors * 2 <= kVectorRegisters / 2) {
+    add_spans<T, R, NB, NV, 2>(total, a, lda, w, K, first);
+  }
+  for (int64_t k = first; k < K; k += kSpan) {
     VR_UNROLL
     for (int r = 0; r < R; ++r) {
       VR_UNROLL
@@ -98,6 +146,14 @@ VR_INLINE void with_constant(int64_t rows, const F& f) {
   if constexpr (R > 1) with_constant<R - 1>(rows, f);
 }
 
+// Calls f(0, R, block, NB) for blocks [b, blocks): as many as go by NB, then by half of it, and so
+// on.
+template <int NB, class R, class F>
+VR_INLINE void for_each_block(int64_t b, int64_t blocks, R rows, const F& f) {
+  for (; b + NB <= blocks; b += NB) f(int64_t{0}, rows, b, Constant<NB>{});
+  if constexpr (NB > 1) for_each_block<NB / 2>(b, blocks, rows, f);
+}
+
 // Calls f(row, R, block, NB) for tiles that cover rows [0, rows) and blocks [0, blocks); R and NB
 // are Constants. Rows are spread evenly: 7 rows make tiles of 4 and 3, not of 6 and 1. Blocks are
 // the outer loop, so that a block's weights stay in the first-level cache for all its rows.
@@ -109,12 +165,7 @@ VR_INLINE void for_each_tile(int64_t rows, int64_t blocks, const F& f) {
   const int64_t height = rows / tiles, taller = rows % tiles;
   if (tiles == 1) {
     with_constant<kRows>(rows, [&](auto R) {
-      constexpr int kBlocks = kTileBlocks<decltype(R)::kValue, NV>;
-      int64_t b = 0;
-      for (; b + kBlocks <= blocks; b += kBlocks) f(int64_t{0}, R, b, Constant<kBlocks>{});
-      if constexpr (kBlocks > 1) {
-        for (; b < blocks; ++b) f(int64_t{0}, R, b, Constant<1>{});
-      }
+      for_each_block<kTileBlocks<decltype(R)::kValue, NV>>(0, blocks, R, f);
     });
     return;
   }

@@ -92,24 +92,25 @@ Results run(const Kernels& kernels, const Problem& q, int64_t workers, bool trai
 
   Backward b{};
   b.call = call;
-  for (int64_t d = 0; d < q.D; ++d) {
-    b.weights[d].weight_hh = q.weight_hh[d].data();
-    b.weights[d].weight_hr = q.weight_hr[d].data();
-  }
   b.d_out = q.d_out.data();
   b.d_h_n = q.d_h_n.data();
   b.d_c_n = q.d_c_n.data();
-  b.gates = f.gates;
-  b.cells = f.cells;
-  b.out = f.out;
+  b.x = f.x;
+  b.x_stride = f.x_stride;
   b.h_0 = f.h_0;
   b.c_0 = f.c_0;
-  b.d_gates = r[kDGates].data();
-  b.h_previous = r[kHPrevious].data();
+  b.out = f.out;
+  b.gates = f.gates;
+  b.cells = f.cells;
+  b.d_x = r[kDX].data();
   b.d_h_0 = r[kDH0].data();
   b.d_c_0 = r[kDC0].data();
-  b.d_h = r[kDH].data();
-  b.hidden = r[kHidden].data();
+  for (int64_t d = 0; d < q.D; ++d) {
+    b.weights[d] = f.weights[d];
+    const auto part = [&](int index) { return r[index].part(d, q.D); };
+    b.d_weights[d] = {part(kDWeightIh), part(kDWeightHh), part(kDBiasIh), part(kDBiasHh),
+                      part(kDWeightHr)};
+  }
   const Scratch scratch(q.lstm ? kernels.lstm_backward_scratch(b)
                                : kernels.gru_backward_scratch(b));
   b.call.scratch = scratch.memory.get();
@@ -153,6 +154,15 @@ void put(Values& matrix, int64_t row, const Values& values) {
             matrix.begin() + row * static_cast<int64_t>(values.size()));
 }
 
+// Adds column * row to the d-th of the matrices stacked in `matrices`.
+void add_outer(Values& matrices, int64_t d, const Values& column, const Values& row) {
+  if (matrices.empty()) return;
+  double* to = &matrices[d * column.size() * row.size()];
+  for (double c : column) {
+    for (double x : row) *to++ += c * x;
+  }
+}
+
 // What a call's results should be, one segment after the other; NaN where nothing is to be written. Each step
 // starts from the h that the kernel stored at the step before, so that an error is that of one step, also
 // where h is rounded to 16 bits, and does not depend on which way a tie fell.
@@ -161,7 +171,8 @@ std::array<Values, kNumResults> naive(const Problem& q, const Tensor& kernel_out
   std::array<Values, kNumResults> r;
   const auto sizes = q.result_sizes();
   for (int i = 0; i < kNumResults; ++i) {
-    r[i].assign(static_cast<size_t>(sizes[i]), std::numeric_limits<double>::quiet_NaN());
+    const bool sum = i >= kDWeightIh;  // over all tokens
+    r[i].assign(static_cast<size_t>(sizes[i]), sum ? 0 : std::numeric_limits<double>::quiet_NaN());
   }
   const Values all_x = q.x.values(), h_0 = q.h_0.values(), c_0 = q.c_0.values();
   const Values d_out = q.d_out.values(), d_h_n = q.d_h_n.values(), d_c_n = q.d_c_n.values();
@@ -179,10 +190,11 @@ std::array<Values, kNumResults> naive(const Problem& q, const Tensor& kernel_out
       const auto token = [&](int64_t t) { return q.first_token[d == 0 ? t : length - 1 - t] + j; };
 
       Values h = get(h_0, initial, P), c = get(c_0, initial, H);
+      std::vector<Values> before, hiddens;  // h_{t-1} and, not projected, h_t
       for (int64_t t = 0; t < length; ++t) {
         const auto x = all_x.begin() + q.row(token(t)) * q.x_stride;
         const Values from_x = times(w_ih, Values(x, x + q.I), b_ih), from_h = times(w_hh, h, b_hh);
-        put(r[kHPrevious], token(t) * D + d, h);
+        before.push_back(h);
         Values gates(4 * H), hidden(H);
         for (int64_t u = 0; u < H; ++u) {
           const auto sum = [&](int64_t gate) {
@@ -206,7 +218,7 @@ std::array<Values, kNumResults> naive(const Problem& q, const Tensor& kernel_out
         }
         put(r[kGates], place(t), gates);
         put(r[kCells], place(t), c);
-        put(r[kHidden], token(t) * D + d, hidden);
+        hiddens.push_back(hidden);
         const int64_t out_row = q.row(token(t)) * D + d;
         put(r[kOut], out_row, q.projected ? times(w_hr, hidden, {}) : hidden);
         h = get(out, out_row, P);
@@ -218,10 +230,10 @@ std::array<Values, kNumResults> naive(const Problem& q, const Tensor& kernel_out
       for (int64_t t = length - 1; t >= 0; --t) {
         const Values d_from_out = get(d_out, q.row(token(t)) * D + d, P);
         for (int64_t u = 0; u < P; ++u) d_h[u] += d_from_out[u];
-        put(r[kDH], token(t) * D + d, d_h);
+        if (q.projected) add_outer(r[kDWeightHr], d, d_h, hiddens[t]);
         const Values d_hidden = q.projected ? times_transposed(d_h, w_hr) : d_h;
         const Values gates = get(r[kGates], place(t), 4 * H);
-        const Values h_before = get(r[kHPrevious], token(t) * D + d, P);
+        const Values& h_before = before[t];
         const Values c_now = get(r[kCells], place(t), H);
         const Values c_before = t == 0 ? get(c_0, initial, H) : get(r[kCells], place(t - 1), H);
         Values d_gates(4 * H), d_direct(P);  // d_direct: what reaches h_{t-1} past weight_hh
@@ -246,8 +258,19 @@ std::array<Values, kNumResults> naive(const Problem& q, const Tensor& kernel_out
             d_direct[u] = d_hidden[u] * z;
           }
         }
-        put(r[kDGates], token(t) * D + d, d_gates);
+        // On the input's side and on the hidden side; for GRU they differ in n.
+        Values d_input(d_gates.begin(), d_gates.begin() + q.gates * H);
         if (!q.lstm) d_gates.erase(d_gates.begin() + 2 * H, d_gates.begin() + 3 * H);
+        const auto x = all_x.begin() + q.row(token(t)) * q.x_stride;
+        add_outer(r[kDWeightIh], d, d_input, Values(x, x + q.I));
+        add_outer(r[kDWeightHh], d, d_gates, h_before);
+        add_outer(r[kDBiasIh], d, d_input, {1});
+        add_outer(r[kDBiasHh], d, d_gates, {1});
+        const Values d_x = times_transposed(d_input, w_ih);
+        for (int64_t i = 0; i < q.I && q.wants_x; ++i) {
+          double& sum = r[kDX][q.row(token(t)) * q.I + i];
+          sum = (d == 0 ? 0 : sum) + d_x[i];
+        }
         d_h = times_transposed(d_gates, w_hh);
         for (int64_t u = 0; u < P; ++u) d_h[u] += d_direct[u];
       }
@@ -273,7 +296,7 @@ std::string compare_to_naive(int index, const Tensor& actual, const Values& expe
     double allowed = 0;
     if (std::isnan(expected[i])) {
       if (actual.untouched(i)) continue;
-    } else if (index != kHN && index != kHPrevious) {  // those are copies of the stored h
+    } else if (index != kHN) {  // which is a copy of the stored h
       // Rounded to nearest when stored: half a unit in the last place.
       const double magnitude =
           std::fmax(std::fabs(expected[i]), std::ldexp(1, stored.min_exponent));

@@ -66,6 +66,11 @@ class Tensor {
   int64_t size() const { return size_; }
   const void* data() const { return size_ == 0 ? nullptr : bytes_.data() + start_; }
   void* data() { return size_ == 0 ? nullptr : bytes_.data() + start_; }
+  // Where the d-th of D equal parts begins.
+  void* part(int64_t d, int64_t D) {
+    return size_ == 0 ? nullptr
+                      : bytes_.data() + start_ + d * (size_ / D) * format_of(dtype_).bytes;
+  }
   bool operator==(const Tensor& other) const { return bytes_ == other.bytes_; }
 
   bool untouched(int64_t i) const {
@@ -128,17 +133,32 @@ class Random {
   std::mt19937_64 engine_;  // and none of std's distributions, which differ between libraries
 };
 
-// All that the kernels write.
-enum { kOut, kHN, kCN, kGates, kCells, kDGates, kHPrevious, kDH0, kDC0, kDH, kHidden, kNumResults };
-inline constexpr const char* kNames[] = {"out",   "h_n",     "c_n",        "gates",
-                                         "cells", "d_gates", "h_previous", "d_h_0",
-                                         "d_c_0", "d_h",     "hidden"};
+// All that the kernels write; weights' gradients are stacked over directions.
+enum {
+  kOut,
+  kHN,
+  kCN,
+  kGates,
+  kCells,
+  kDX,
+  kDH0,
+  kDC0,
+  kDWeightIh,
+  kDWeightHh,
+  kDBiasIh,
+  kDBiasHh,
+  kDWeightHr,
+  kNumResults
+};
+inline constexpr const char* kNames[] = {
+    "out",   "h_n",         "c_n",         "gates",     "cells",     "d_x",        "d_h_0",
+    "d_c_0", "d_weight_ih", "d_weight_hh", "d_bias_ih", "d_bias_hh", "d_weight_hr"};
 using Results = std::array<Tensor, kNumResults>;
 
 // A random call; letters as in params.h.
 struct Problem {
   Dtype dtype, compute;
-  bool lstm, projected, threads, teams, shifted;
+  bool lstm, projected, threads, teams, shifted, wants_x, wants_weights;
   int64_t D, I, H, P, B, R, N = 0, S, G;
   int64_t gates;  // 4 of LSTM, 3 of GRU
   int64_t x_stride;
@@ -159,6 +179,8 @@ struct Problem {
     threads = random.one_in(2);
     teams = random.one_in(2);
     shifted = random.one_in(2);
+    wants_x = !random.one_in(4);
+    wants_weights = !random.one_in(4);
 
     // Sizes around every edge of vectors and blocks; or wide ones, for several blocks a tile. Few segments; or
     // many, for several parts and tiles; or both wide and many, so that a chunk is a single step.
@@ -263,10 +285,20 @@ struct Problem {
   }
 
   std::array<int64_t, kNumResults> result_sizes() const {
-    const int64_t cells = lstm, hr = projected;
-    return {R * D * P,         D * B * P,      cells * D * B * H, D * N * 4 * H,
-            cells * D * N * H, N * D * 4 * H,  N * D * P,         D * B * P,
-            cells * D * B * H, hr * N * D * P, hr * N * D * H};
+    const int64_t cells = lstm, hr = projected, d_x = wants_x, weights = wants_weights * D * gates;
+    return {R * D * P,
+            D * B * P,
+            cells * D * B * H,
+            D * N * 4 * H,
+            cells * D * N * H,
+            d_x * R * I,
+            D * B * P,
+            cells * D * B * H,
+            weights * H * I,
+            weights * H * P,
+            weights * H,
+            weights * H,
+            wants_weights * hr * D * P * H};
   }
 };
 
