@@ -131,7 +131,7 @@ struct BackwardWorkspace {
     own.x = arena.take<const void*>(chunk);
     own.h = arena.take<const void*>(chunk);
     own.hidden = arena.take<const void*>(chunk);
-    own.left = arena.take<T>(ceil_div(tiles, num_workers) * kOuterRows * chunk);
+    own.left = arena.take<T>(ceil_div(tiles, num_workers) * LeftColumns<T>::tile_size(chunk));
     own.panel = arena.take<T>(chunk * kProductWidth<T>);
     own.sums = arena.take<T>(tiles * kOuterRows);
     return own;

@@ -85,21 +85,29 @@ struct OuterProduct {
 };
 
 // Columns of a left factor that one worker takes, packed for a chunk of tokens: tile after tile,
-// each [count][kOuterRows].
+// each [count][kOuterRows] and a cache line, or all tiles would begin in the same cache set.
 template <class T>
 struct LeftColumns {
   Range tiles;
   int64_t count;  // of tokens
   T* packed;
 
+  static int64_t tile_size(int64_t count) {
+    return count * kOuterRows + 64 / static_cast<int64_t>(sizeof(T));
+  }
+
   // `rows` has `num_columns` columns, and its rows `ld` apart.
   void pack(const T* rows, int64_t ld, int64_t num_columns) {
     for (int64_t k = 0; k < count; ++k) {
       for (int64_t tile = tiles.begin; tile < tiles.end; ++tile) {
-        T* to = packed + ((tile - tiles.begin) * count + k) * kOuterRows;
+        T* to = packed + (tile - tiles.begin) * tile_size(count) + k * kOuterRows;
         const T* from = rows + k * ld + tile * kOuterRows;
         const int64_t left = num_columns - tile * kOuterRows;
-        for (int r = 0; r < kOuterRows; ++r) to[r] = r < left ? from[r] : T{0};
+        if (left >= kOuterRows) {
+          std::memcpy(to, from, kOuterRows * sizeof(T));
+        } else {
+          for (int r = 0; r < kOuterRows; ++r) to[r] = r < left ? from[r] : T{0};
+        }
       }
     }
   }
@@ -127,7 +135,7 @@ struct LeftColumns {
       }
       for (int64_t tile = tiles.begin; tile < tiles.end; ++tile) {
         T sums[kOuterRows * kWidth];
-        outer_tile<T>(packed + (tile - tiles.begin) * count * kOuterRows, panel, count, sums);
+        outer_tile<T>(packed + (tile - tiles.begin) * tile_size(count), panel, count, sums);
         for (int r = 0; r < kOuterRows; ++r) {
           const int64_t row = product.row(tile * kOuterRows + r);
           if (row < 0) continue;
