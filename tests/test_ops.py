@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -224,3 +226,20 @@ def test_a_gradient_that_is_none_counts_as_zero(case: Case, isa: str) -> None:
         pairs = zip(op(case, "backward")(*nones), op(case, "backward")(*zeros), strict=True)
         for got, expected in pairs:
             torch.testing.assert_close(got, expected, rtol=0, atol=1e-14)
+
+
+@needs_extension
+@pytest.mark.parametrize("cell", CELLS)
+def test_scratch_memory_of_many_megabytes_is_freed(cell: str) -> None:
+    case = make_case(cell, RAGGED, sizes=(500, 500))
+    with torch.no_grad():
+        expected, finals = case.run(reference)
+        for _ in range(5):
+            got, got_finals = case.run(ops)
+    torch.testing.assert_close([got, *got_finals], [expected, *finals], rtol=0, atol=1e-9)
+    unit = 1 if sys.platform == "darwin" else 1024
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(20):  # of more than 8 MB each
+        op(case, "inference")(*case.arguments)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert (after - before) * unit < 60e6

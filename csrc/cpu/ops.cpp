@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "cpu/dispatch.h"
+#include "cpu/scratch.h"
 #include "torch_stable.h"
 
 namespace varlen_rnn {
@@ -163,16 +164,15 @@ int64_t num_workers(double flops) {
   return std::max<int64_t>(1, static_cast<int64_t>(wanted));
 }
 
-// Runs a kernel on as many workers as its work is worth, with scratch memory beside tensor `like`.
+// Runs a kernel on as many workers as its work is worth.
 template <class Params>
-void run_kernel(Params& p, double flops, const Tensor& like, size_t (*scratch)(const Params&),
+void run_kernel(Params& p, double flops, size_t (*scratch)(const Params&),
                 void (*kernel)(const Params&)) {
   p.call.num_workers = num_workers(flops);
   p.call.barrier_cycles = kBarrierCycles;
   p.call.parallel_for = parallel_for;
-  const int64_t bytes = static_cast<int64_t>(scratch(p));
-  const Tensor memory = torch::stable::new_empty(like, {bytes}, ScalarType::Byte);
-  p.call.scratch = memory.mutable_data_ptr();
+  const Scratch memory(scratch(p));
+  p.call.scratch = memory.data();
   kernel(p);
 }
 
@@ -283,7 +283,7 @@ ForwardResult run_forward(const char* op, int64_t num_gates, bool training, cons
   const double flops = 2.0 * static_cast<double>(call.layout.num_tokens * D * num_gates * H) *
                        static_cast<double>(call.input_size + P);
   const Kernels& k = kernels();
-  run_kernel(p, flops, x, is_lstm ? k.lstm_forward_scratch : k.gru_forward_scratch,
+  run_kernel(p, flops, is_lstm ? k.lstm_forward_scratch : k.gru_forward_scratch,
              is_lstm ? k.lstm_forward : k.gru_forward);
   return result;
 }
@@ -383,7 +383,7 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
                           (needs_weights ? static_cast<double>(I + P) : 0.0);
   const double flops = 2.0 * static_cast<double>(N * D * rows_of_weights) * products;
   const Kernels& k = kernels();
-  run_kernel(p, flops, x, is_lstm ? k.lstm_backward_scratch : k.gru_backward_scratch,
+  run_kernel(p, flops, is_lstm ? k.lstm_backward_scratch : k.gru_backward_scratch,
              is_lstm ? k.lstm_backward : k.gru_backward);
   return result;
 }
