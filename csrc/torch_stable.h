@@ -7,9 +7,11 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -32,20 +34,40 @@ std::string to_string(const Sizes& sizes) {
   return text + "]";
 }
 
+// What messages call an argument, or one tensor of a list. Text is only made where a check fails.
+struct Name {
+  Name(const char* name, int64_t index = -1) : name(name), index(index) {}
+  const char* name;
+  int64_t index;
+};
+
+inline std::ostream& operator<<(std::ostream& stream, const Name& name) {
+  stream << name.name;
+  return name.index < 0 ? stream : stream << "[" << name.index << "]";
+}
+
 // Tensor.shape
-inline void check_shape(const char* op, const std::string& name, const Tensor& tensor,
-                        const char* symbols, std::initializer_list<int64_t> expected) {
-  bool same = tensor.dim() == static_cast<int64_t>(expected.size());
-  for (int64_t i = 0; same && i < tensor.dim(); ++i) same = tensor.size(i) == expected.begin()[i];
-  STD_TORCH_CHECK(same, op, ": ", name, " must be ", symbols, " = ", to_string(expected), ", got ",
-                  to_string(tensor.sizes()));
+inline void check_shape(const char* op, const Name& name, const Tensor& tensor, const char* symbols,
+                        std::initializer_list<int64_t> expected) {
+  const auto sizes = tensor.sizes();
+  STD_TORCH_CHECK(std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end()), op,
+                  ": ", name, " must be ", symbols, " = ", to_string(expected), ", got ",
+                  to_string(sizes));
+}
+
+// Tensor.dtype as torch numbers them, which scalar_type() finds by trying one after the other.
+inline int32_t dtype_number(const Tensor& tensor) {
+  int32_t number;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &number));
+  return number;
 }
 
 // Tensor.dtype, Tensor.device
-inline void check_dtype(const char* op, const std::string& name, const Tensor& tensor,
+inline void check_dtype(const char* op, const Name& name, const Tensor& tensor,
                         ScalarType expected) {
-  STD_TORCH_CHECK(tensor.scalar_type() == expected, op, ": ", name, " must be ",
-                  torch::headeronly::toString(expected), ", got ",
+  namespace detail = torch::stable::detail;
+  STD_TORCH_CHECK(dtype_number(tensor) == detail::to<int32_t>(detail::from(expected)), op, ": ",
+                  name, " must be ", torch::headeronly::toString(expected), ", got ",
                   torch::headeronly::toString(tensor.scalar_type()));
   STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the CPU, got device type ",
                   static_cast<int>(tensor.device().type()));
@@ -54,6 +76,19 @@ inline void check_dtype(const char* op, const std::string& name, const Tensor& t
 // Tensor.contiguous()
 inline Tensor dense(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+// Tensor.new_empty of CPU tensors, for values that are written at once: past the dispatcher, which
+// costs as much as a small layer, and with it past torch.utils.deterministic's filling.
+inline Tensor new_unfilled(const Tensor& like, std::initializer_list<int64_t> sizes) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t i = sizes.size(); i-- > 0; stride *= sizes.begin()[i]) strides[i] = stride;
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides.data(),
+                               dtype_number(like), aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
 }
 
 inline const void* pointer(const OptionalTensor& tensor) {

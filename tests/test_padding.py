@@ -158,3 +158,15 @@ def test_tiny_and_saturating_inputs_are_as_in_torch(cell: str, scale: float, isa
         # A saturated gate's slope s * (1 - s) has an absolute error, which the input multiplies.
         scale = max(1.0, largest(truth), largest(x.detach()) if name == "d_weight_ih_l0" else 0.0)
         torch.testing.assert_close(got[name] / scale, truth / scale, rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@batch_first_or_not
+def test_every_row_of_a_large_padding_is_zero(cell: str, batch_first: bool, threads: int) -> None:
+    rnn = OURS[cell](3, 40, batch_first=batch_first)
+    x = random_batch(rnn, 50, 200)
+    lengths = [(7 * b) % 200 for b in range(len(x))]
+    out, _ = ours_in_form(rnn, x, [], lengths, "padded")
+    for row, length in zip(out, lengths, strict=True):
+        assert row[:length].all()
+        assert_bitwise(row[length:], torch.zeros_like(row[length:]))

@@ -12,6 +12,7 @@ namespace {
 
 // Less work than this on a worker is done sooner than a thread is woken.
 constexpr double kMinimalFlops = 1e6;
+constexpr int64_t kMinimalBytes = 1 << 18;  // of zeros
 // A barrier of two cores, measured as 0.6 microseconds at 4 GHz.
 constexpr double kBarrierCycles = 3000;
 
@@ -50,6 +51,7 @@ struct CheckedLayout {
     layout.batch_sizes =
         array(op, "batch_sizes", batch_sizes, "[S]", layout.num_steps, 1, layout.num_tokens + 1);
     int64_t sum = 0;
+    first_token.reserve(static_cast<size_t>(layout.num_steps));
     for (int64_t s = 0; s < layout.num_steps; ++s) {
       STD_TORCH_CHECK(s == 0 || layout.batch_sizes[s] <= layout.batch_sizes[s - 1], op,
                       ": batch_sizes must not increase, got ", layout.batch_sizes[s], " after ",
@@ -108,10 +110,10 @@ TensorList checked_list(const char* op, const char* name, const TensorList& list
   STD_TORCH_CHECK(static_cast<int64_t>(list.size()) == directions, op, ": ", name, " must have ",
                   directions, " tensors, got ", list.size());
   TensorList result;
+  result.reserve(list.size());
   for (int64_t d = 0; d < directions; ++d) {
-    const std::string which = std::string(name) + "[" + std::to_string(d) + "]";
-    check_dtype(op, which, list[d], dtype);
-    check_shape(op, which, list[d], symbols, shape);
+    check_dtype(op, {name, d}, list[d], dtype);
+    check_shape(op, {name, d}, list[d], symbols, shape);
     result.push_back(dense(list[d]));
   }
   return result;
@@ -181,11 +183,16 @@ void zero_padding(const Layout& layout, const Tensor& out) {
   if (layout.num_tokens == layout.num_flat_rows) return;
   std::vector<char> is_token(static_cast<size_t>(layout.num_flat_rows), 0);
   for (int64_t n = 0; n < layout.num_tokens; ++n) is_token[layout.rows[n]] = 1;
-  const size_t bytes = static_cast<size_t>(out.size(1)) * out.element_size();
+  const int64_t bytes = out.size(1) * static_cast<int64_t>(out.element_size());
   char* data = static_cast<char*>(out.mutable_data_ptr());
-  torch::stable::parallel_for(0, layout.num_flat_rows, 1024, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      if (!is_token[r]) std::memset(data + r * bytes, 0, bytes);
+  const int64_t grain = std::max<int64_t>(1, kMinimalBytes / bytes);
+  torch::stable::parallel_for(0, layout.num_flat_rows, grain, [&](int64_t begin, int64_t end) {
+    const auto last = is_token.begin() + end;
+    for (auto row = is_token.begin() + begin; row != last;) {
+      const auto padding = std::find(row, last, 0), token = std::find(padding, last, 1);
+      std::memset(data + (padding - is_token.begin()) * bytes, 0,
+                  static_cast<size_t>((token - padding) * bytes));
+      row = token;
     }
   });
 }
@@ -194,8 +201,14 @@ void zero_padding(const Layout& layout, const Tensor& out) {
 // it.
 Tensor states_like(const Tensor& like, const OptionalTensor& from,
                    std::initializer_list<int64_t> shape) {
-  const torch::headeronly::IntHeaderOnlyArrayRef sizes(shape.begin(), shape.size());
-  return from.has_value() ? torch::stable::clone(*from) : torch::stable::new_zeros(like, sizes);
+  const Tensor states = new_unfilled(like, shape);
+  const size_t bytes = static_cast<size_t>(states.numel()) * states.element_size();
+  if (from.has_value()) {
+    std::memcpy(states.mutable_data_ptr(), from->const_data_ptr(), bytes);
+  } else {
+    std::memset(states.mutable_data_ptr(), 0, bytes);
+  }
+  return states;
 }
 
 // The gradient of h_0 or c_0 of rows that have a segment: zero, until the kernel writes what it
@@ -388,13 +401,12 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
   return result;
 }
 
-std::tuple<Tensor, Tensor, Tensor> lstm_inference(const Tensor& x, OptionalTensor h_0,
-                                                  OptionalTensor c_0, TensorList weight_ih,
-                                                  TensorList weight_hh, TensorList bias_ih,
-                                                  TensorList bias_hh, TensorList weight_hr,
-                                                  const Tensor& batch_sizes, OptionalTensor rows,
-                                                  OptionalTensor reverse, const Tensor& initial_row,
-                                                  const Tensor& final_row, int64_t num_rows) {
+std::tuple<Tensor, Tensor, Tensor> lstm_inference(
+    const Tensor& x, const OptionalTensor& h_0, const OptionalTensor& c_0,
+    const TensorList& weight_ih, const TensorList& weight_hh, const TensorList& bias_ih,
+    const TensorList& bias_hh, const TensorList& weight_hr, const Tensor& batch_sizes,
+    const OptionalTensor& rows, const OptionalTensor& reverse, const Tensor& initial_row,
+    const Tensor& final_row, int64_t num_rows) {
   ForwardResult r = run_forward("varlen_rnn::lstm_inference", 4, false, x, h_0, c_0, weight_ih,
                                 weight_hh, bias_ih, bias_hh, weight_hr, batch_sizes, rows, reverse,
                                 initial_row, final_row, num_rows);
@@ -402,10 +414,11 @@ std::tuple<Tensor, Tensor, Tensor> lstm_inference(const Tensor& x, OptionalTenso
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward(
-    const Tensor& x, OptionalTensor h_0, OptionalTensor c_0, TensorList weight_ih,
-    TensorList weight_hh, TensorList bias_ih, TensorList bias_hh, TensorList weight_hr,
-    const Tensor& batch_sizes, OptionalTensor rows, OptionalTensor reverse,
-    const Tensor& initial_row, const Tensor& final_row, int64_t num_rows) {
+    const Tensor& x, const OptionalTensor& h_0, const OptionalTensor& c_0,
+    const TensorList& weight_ih, const TensorList& weight_hh, const TensorList& bias_ih,
+    const TensorList& bias_hh, const TensorList& weight_hr, const Tensor& batch_sizes,
+    const OptionalTensor& rows, const OptionalTensor& reverse, const Tensor& initial_row,
+    const Tensor& final_row, int64_t num_rows) {
   ForwardResult r =
       run_forward("varlen_rnn::lstm_forward", 4, true, x, h_0, c_0, weight_ih, weight_hh, bias_ih,
                   bias_hh, weight_hr, batch_sizes, rows, reverse, initial_row, final_row, num_rows);
@@ -426,24 +439,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_
           r.d_weight_hh, r.d_bias_ih, r.d_bias_hh, *r.d_weight_hr};
 }
 
-std::tuple<Tensor, Tensor> gru_inference(const Tensor& x, OptionalTensor h_0, TensorList weight_ih,
-                                         TensorList weight_hh, TensorList bias_ih,
-                                         TensorList bias_hh, const Tensor& batch_sizes,
-                                         OptionalTensor rows, OptionalTensor reverse,
-                                         const Tensor& initial_row, const Tensor& final_row,
-                                         int64_t num_rows) {
+std::tuple<Tensor, Tensor> gru_inference(const Tensor& x, const OptionalTensor& h_0,
+                                         const TensorList& weight_ih, const TensorList& weight_hh,
+                                         const TensorList& bias_ih, const TensorList& bias_hh,
+                                         const Tensor& batch_sizes, const OptionalTensor& rows,
+                                         const OptionalTensor& reverse, const Tensor& initial_row,
+                                         const Tensor& final_row, int64_t num_rows) {
   ForwardResult r =
       run_forward("varlen_rnn::gru_inference", 3, false, x, h_0, {}, weight_ih, weight_hh, bias_ih,
                   bias_hh, {}, batch_sizes, rows, reverse, initial_row, final_row, num_rows);
   return {r.out, r.h_n};
 }
 
-std::tuple<Tensor, Tensor, Tensor> gru_forward(const Tensor& x, OptionalTensor h_0,
-                                               TensorList weight_ih, TensorList weight_hh,
-                                               TensorList bias_ih, TensorList bias_hh,
-                                               const Tensor& batch_sizes, OptionalTensor rows,
-                                               OptionalTensor reverse, const Tensor& initial_row,
-                                               const Tensor& final_row, int64_t num_rows) {
+std::tuple<Tensor, Tensor, Tensor> gru_forward(
+    const Tensor& x, const OptionalTensor& h_0, const TensorList& weight_ih,
+    const TensorList& weight_hh, const TensorList& bias_ih, const TensorList& bias_hh,
+    const Tensor& batch_sizes, const OptionalTensor& rows, const OptionalTensor& reverse,
+    const Tensor& initial_row, const Tensor& final_row, int64_t num_rows) {
   ForwardResult r =
       run_forward("varlen_rnn::gru_forward", 3, true, x, h_0, {}, weight_ih, weight_hh, bias_ih,
                   bias_hh, {}, batch_sizes, rows, reverse, initial_row, final_row, num_rows);
