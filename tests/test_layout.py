@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import Any
 
 import pytest
 import torch
 from helpers import layout_of, rows_as_segments
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from varlen_rnn import layout
+from varlen_rnn import VarLenLSTM, layout
 from varlen_rnn.layout import Layout
 
 ARRAYS = ("batch_sizes", "rows", "reverse", "initial_row", "final_row")
@@ -93,6 +95,26 @@ def test_a_full_batch_is_a_batch_whose_lengths_are_all_t(
         assert expected.rows.tolist() == list(range(num_steps * num_rows))
         expected = Layout(expected.batch_sizes, None, *list(vars(expected).values())[2:])
     assert_same(got, expected)
+
+
+def test_a_full_batch_that_was_seen_before_costs_nothing() -> None:
+    options = {"batch_first": True, "bidirectional": True}
+    assert layout.full(1, 2, **options) is layout.full(1, 2, **options)
+    assert layout.full(10**4, 10, **options) is not layout.full(10**4, 10, **options)
+
+
+@pytest.mark.parametrize(
+    "mode", [torch.inference_mode, FakeTensorMode, lambda: torch.device("meta")]
+)
+def test_a_full_batch_is_not_what_it_is_in_a_mode(mode: Any) -> None:
+    layout._small_full.cache_clear()
+    rnn, x = VarLenLSTM(3, 5, bidirectional=True), torch.randn(2, 1, 3)
+    with mode():
+        layout.full(2, 1, batch_first=False, bidirectional=True)
+    rnn(x)[0].sum().backward()
+    assert rnn.weight_hh_l0.grad is not None
+    with mode():
+        assert layout.full(2, 1, batch_first=False, bidirectional=True).reverse is not None
 
 
 def test_the_reverse_order_is_its_own_inverse_and_starts_at_the_last_token() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -55,9 +55,10 @@ class VarLenRNNBase(nn.RNNBase):
         state_sizes: tuple[int, ...],
         lengths: Lengths | None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
-        device_type = self._data(input).device.type
+        data = self._data(input)
         weights = [self._layer_weights(layer) for layer in range(self.num_layers)]
-        if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        if torch._C._is_any_autocast_enabled() and _autocast_is_on(data.device.type):
+            device_type = data.device.type
             to_dtype = _autocast(torch.get_autocast_dtype(device_type))
             if isinstance(input, PackedSequence):
                 input = PackedSequence(to_dtype(input.data), *input[1:])
@@ -77,38 +78,54 @@ class VarLenRNNBase(nn.RNNBase):
         lengths: Lengths | None,
         weights: list[list[list[Tensor]]],
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
-        self._check_input(input, weights[0][0][0])
-        if lengths is not None and isinstance(input, PackedSequence):
+        packed = isinstance(input, PackedSequence)
+        data = input.data if isinstance(input, PackedSequence) else input
+        self._check_input(data, packed, weights[0][0][0])
+        if lengths is not None and packed:
             name = type(self).__name__
             raise ValueError(f"{name}: lengths must be None with a PackedSequence, got lengths")
         x, batch = self._flatten(input, lengths)
-        unbatched = isinstance(input, Tensor) and input.dim() == 2
+        unbatched = not packed and data.dim() == 2
         if states is not None:
             self._check_states(states, state_sizes, x, batch.num_rows, unbatched)
             if unbatched:
-                states = tuple(s.unsqueeze(1) for s in states)
+                states = tuple([s.unsqueeze(1) for s in states])
+        x, finals = self._run_layers(x, states, len(state_sizes), weights, batch)
+        if isinstance(input, PackedSequence):
+            return PackedSequence(x, *input[1:]), finals
+        if unbatched:
+            return x, tuple([s.squeeze(1) for s in finals])
+        return x.view(*data.shape[:-1], x.shape[1]), finals
+
+    def _run_layers(
+        self,
+        x: Tensor,
+        states: tuple[Tensor, ...] | None,
+        num_states: int,
+        weights: list[list[list[Tensor]]],
+        batch: Layout,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Flat output ``[R, D * P]`` of the last layer, and final states ``[L * D, B, *]``."""
+        initial: Sequence[Tensor | None] = states or [None] * num_states
+        if self.num_layers == 1:
+            x, *finals = self._layer(x, initial, weights[0], batch)
+            return x, tuple(finals)
         directions = 2 if self.bidirectional else 1
-        finals: list[tuple[Tensor, ...]] = []
+        by_layer: list[list[Tensor]] = []
         for layer in range(self.num_layers):
             if layer > 0:
                 x = F.dropout(x, self.dropout, self.training)
             first = layer * directions
-            initial: list[Tensor | None] = [None] * len(state_sizes)
             if states is not None:
                 initial = [s[first : first + directions] for s in states]
-            x, *final = self._layer(x, initial, weights[layer], batch)
-            finals.append(tuple(final))
-        h_and_c = tuple(torch.cat(parts) for parts in zip(*finals, strict=True))
-        if isinstance(input, PackedSequence):
-            return PackedSequence(x, *input[1:]), h_and_c
-        if unbatched:
-            h_and_c = tuple(s.squeeze(1) for s in h_and_c)
-        return x.view(*input.shape[:-1], x.shape[1]), h_and_c
+            x, *finals = self._layer(x, initial, weights[layer], batch)
+            by_layer.append(finals)
+        return x, tuple([torch.cat(parts) for parts in zip(*by_layer, strict=True)])
 
     def _layer(
         self,
         x: Tensor,
-        states: list[Tensor | None],
+        states: Sequence[Tensor | None],
         weights: list[list[Tensor]],
         batch: Layout,
     ) -> tuple[Tensor, ...]:
@@ -116,18 +133,18 @@ class VarLenRNNBase(nn.RNNBase):
 
     def _layer_weights(self, layer: int) -> list[list[Tensor]]:
         """Per kind of weight one list over directions, empty for kinds that are not there."""
-        suffixes = [f"_l{layer}", f"_l{layer}_reverse"][: 2 if self.bidirectional else 1]
-        kinds = {
-            "weight_ih": True,
-            "weight_hh": True,
-            "bias_ih": self.bias,
-            "bias_hh": self.bias,
-            "weight_hr": self.proj_size > 0,
-        }
-        return [
-            [getattr(self, kind + suffix) for suffix in suffixes] if present else []
-            for kind, present in kinds.items()
-        ]
+        directions = 2 if self.bidirectional else 1
+        first = layer * directions
+        names = list(zip(*self._all_weights[first : first + directions], strict=True))
+        parameters: dict[str, Any] = self._parameters
+        try:
+            kinds = [[parameters[name] for name in kind] for kind in names]
+        except KeyError:  # an attribute instead, as under torch.nn.utils.parametrize
+            # It would find parameters too, but take ten times as long.
+            kinds = [[getattr(self, name) for name in kind] for kind in names]
+        if not self.bias:
+            kinds[2:2] = [[], []]
+        return kinds if self.proj_size else [*kinds, []]
 
     def _flatten(
         self, input: Tensor | PackedSequence, lengths: Lengths | None
@@ -139,12 +156,14 @@ class VarLenRNNBase(nn.RNNBase):
                 input.batch_sizes, input.sorted_indices, bidirectional=self.bidirectional
             )
             return input.data, batch.to(input.data.device)
+        batch_first = self.batch_first and input.dim() == 3
         if input.dim() == 2:
-            num_steps, num_rows, batch_first = input.shape[0], 1, False
-        elif self.batch_first:
-            (num_rows, num_steps), batch_first = input.shape[:2], True
+            x, num_steps, num_rows = input, input.shape[0], 1
         else:
-            (num_steps, num_rows), batch_first = input.shape[:2], False
+            num_steps, num_rows, features = input.shape
+            if batch_first:
+                num_steps, num_rows = num_rows, num_steps
+            x = input.reshape(num_rows * num_steps, features)
         if lengths is None:
             batch = layout.full(
                 num_steps, num_rows, batch_first=batch_first, bidirectional=self.bidirectional
@@ -156,7 +175,7 @@ class VarLenRNNBase(nn.RNNBase):
                 batch_first=batch_first,
                 bidirectional=self.bidirectional,
             )
-        return input.reshape(num_rows * num_steps, input.shape[-1]), batch.to(input.device)
+        return x, batch.to(input.device)
 
     def _fail(self, what: str, expected: str, got: object) -> InputShapeError:
         return InputShapeError(f"{type(self).__name__}: {what} must be {expected}, got {got}")
@@ -170,15 +189,14 @@ class VarLenRNNBase(nn.RNNBase):
             raise TypeError(f"{name}: input must be a Tensor or a PackedSequence, got {got}")
         return data
 
-    def _check_input(self, input: Tensor | PackedSequence, weight: Tensor) -> None:
-        name, data = type(self).__name__, self._data(input)
+    def _check_input(self, data: Tensor, packed: bool, weight: Tensor) -> None:
+        name = type(self).__name__
         if data.dtype != weight.dtype:
             raise InputTypeError(
                 f"{name}: input must have the weights' dtype {weight.dtype}, got {data.dtype}"
             )
         if data.device != weight.device:
             raise self._fail("input", f"on the weights' device {weight.device}", data.device)
-        packed = isinstance(input, PackedSequence)
         dims = (2,) if packed else (2, 3)
         if data.dim() not in dims or data.shape[-1] != self.input_size:
             forms = "[N, I]" if packed else "[T, I] or " + self._batch_form("I")
@@ -243,27 +261,38 @@ class VarLenRNNBase(nn.RNNBase):
         unbatched: bool,
     ) -> None:
         layers = self.num_layers * (2 if self.bidirectional else 1)
-        for state, symbol, size in zip(states, "hc"[: len(states)], sizes, strict=True):
-            what = f"hx ({symbol}_0)"
-            if not isinstance(state, Tensor):
-                got = type(state).__name__
-                raise TypeError(f"{type(self).__name__}: {what} must be a Tensor, got {got}")
-            letter = "P" if symbol == "h" and self.proj_size else "H"
+        dtype, device = x.dtype, x.device
+        for state, symbol, size in zip(states, "hc", sizes, strict=False):
             expected = (layers, size) if unbatched else (layers, num_rows, size)
-            if state.shape != expected:
-                form = f"[L * D, {letter}]" if unbatched else f"[L * D, B, {letter}]"
-                raise self._fail(what, f"{form} = {list(expected)}", list(state.shape))
-            if state.dtype != x.dtype:
-                raise InputTypeError(
-                    f"{type(self).__name__}: {what} must have the input's dtype {x.dtype}, "
-                    f"got {state.dtype}"
-                )
-            if state.device != x.device:
-                raise self._fail(what, f"on the input's device {x.device}", state.device)
+            if not isinstance(state, Tensor):
+                self._fail_state(state, symbol, expected, x)
+            if state.shape != expected or state.dtype != dtype or state.device != device:
+                self._fail_state(state, symbol, expected, x)
+
+    def _fail_state(
+        self, state: object, symbol: str, expected: tuple[int, ...], x: Tensor
+    ) -> NoReturn:
+        """Says what is wrong with a state."""
+        name, what = type(self).__name__, f"hx ({symbol}_0)"
+        if not isinstance(state, Tensor):
+            raise TypeError(f"{name}: {what} must be a Tensor, got {type(state).__name__}")
+        if state.shape != expected:
+            letter = "P" if symbol == "h" and self.proj_size else "H"
+            form = f"[L * D, {letter}]" if len(expected) == 2 else f"[L * D, B, {letter}]"
+            raise self._fail(what, f"{form} = {list(expected)}", list(state.shape))
+        if state.dtype != x.dtype:
+            raise InputTypeError(
+                f"{name}: {what} must have the input's dtype {x.dtype}, got {state.dtype}"
+            )
+        raise self._fail(what, f"on the input's device {x.device}", state.device)
 
 
 def _is_integer(dtype: torch.dtype) -> bool:
     return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+
+
+def _autocast_is_on(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _autocast(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

@@ -21,6 +21,7 @@ second tokens, and so on, exactly as in ``PackedSequence.data``.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +56,8 @@ class Layout:
 
     def to(self, device: torch.device) -> Layout:
         """Returns the layout with every array but ``batch_sizes`` on ``device``."""
+        if self.initial_row.device == device:
+            return self
 
         def move(array: Tensor | None) -> Tensor | None:
             return None if array is None else array.to(device)
@@ -78,6 +81,29 @@ def full(num_steps: int, num_rows: int, *, batch_first: bool, bidirectional: boo
         batch_first: whether the flat tensor is ``[B * T, I]`` (True) or ``[T * B, I]`` (False).
         bidirectional: whether ``reverse`` is wanted.
     """
+    arguments = (num_steps, num_rows, batch_first, bidirectional)
+    # What tensors are under a mode or a transform, they need not be outside of it.
+    if (
+        num_steps * num_rows > _SMALL
+        or torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+    ):
+        return _full(*arguments)
+    return _small_full(*arguments)
+
+
+# One step of a few rows takes no longer than to make its layout; so those few are kept.
+_SMALL = 64
+
+
+@functools.lru_cache(maxsize=64)
+def _small_full(num_steps: int, num_rows: int, batch_first: bool, bidirectional: bool) -> Layout:
+    with torch.inference_mode(mode=False):  # or autograd could not save the arrays later
+        return _full(num_steps, num_rows, batch_first, bidirectional)
+
+
+def _full(num_steps: int, num_rows: int, batch_first: bool, bidirectional: bool) -> Layout:
     batch_sizes = torch.full((num_steps if num_rows else 0,), num_rows, device="cpu")
     segments = _arange(num_rows if num_steps else 0)
     rows = reverse = None

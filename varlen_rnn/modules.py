@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import overload
 
 import torch
@@ -125,7 +126,7 @@ class VarLenLSTM(VarLenRNNBase):
     def _layer(
         self,
         x: Tensor,
-        states: list[Tensor | None],
+        states: Sequence[Tensor | None],
         weights: list[list[Tensor]],
         batch: Layout,
     ) -> tuple[Tensor, ...]:
@@ -204,7 +205,7 @@ class VarLenGRU(VarLenRNNBase):
     def _layer(
         self,
         x: Tensor,
-        states: list[Tensor | None],
+        states: Sequence[Tensor | None],
         weights: list[list[Tensor]],
         batch: Layout,
     ) -> tuple[Tensor, ...]:

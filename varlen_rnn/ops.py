@@ -76,7 +76,7 @@ def _compiled(x: Tensor) -> bool:
         return False
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False  # the reference can be batched, and differentiated in forward mode
-    return x.device.type == "cpu" and x.dtype in _DTYPES
+    return x.is_cpu and x.dtype in _DTYPES
 
 
 def _needs_gradient(*args: Tensor | Tensors | None) -> bool:
