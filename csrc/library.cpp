@@ -17,6 +17,11 @@
   "Tensor[] bias_ih, Tensor[] bias_hh, " VARLEN_RNN_LAYOUT
 
 STABLE_TORCH_LIBRARY(varlen_rnn, m) {
+  m.def(
+      "layout_from_lengths(Tensor lengths, SymInt num_steps, bool batch_first) -> "
+      "(Tensor batch_sizes, Tensor rows, Tensor segments)");
+  m.def("reverse_order(Tensor batch_sizes) -> Tensor");
+
   m.def("lstm_inference(" VARLEN_RNN_LSTM ") -> (Tensor out, Tensor h_n, Tensor c_n)");
   m.def("lstm_forward(" VARLEN_RNN_LSTM
         ") -> (Tensor out, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)");

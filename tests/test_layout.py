@@ -8,14 +8,24 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import layout_of, rows_as_segments
+from helpers import HAS_EXTENSION, layout_of, rows_as_segments
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from varlen_rnn import VarLenLSTM, layout
+from varlen_rnn import VarLenLSTM, _extension, layout
 from varlen_rnn.layout import Layout
 
 ARRAYS = ("batch_sizes", "rows", "reverse", "initial_row", "final_row")
+
+
+@pytest.fixture(params=["compiled", "python"] if HAS_EXTENSION else ["python"])
+def _implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to make the arrays."""
+    if request.param == "python":
+        monkeypatch.setattr(_extension, "UNAVAILABLE", "the test says so")
+
+
+either_way = pytest.mark.usefixtures("_implementation")
 
 
 def assert_same(got: Layout, expected: Layout) -> None:
@@ -32,6 +42,7 @@ def random_lengths(count: int, longest: int) -> list[int]:
     return [random.randint(0, longest) for _ in range(count)]
 
 
+@either_way
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_every_small_batch_of_lengths_is_enumerated_right(
@@ -44,6 +55,7 @@ def test_every_small_batch_of_lengths_is_enumerated_right(
             assert_same(got, layout_of(rows_as_segments(lengths), num_rows, 3, **options))
 
 
+@either_way
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize(("num_rows", "longest"), [(1, 50), (17, 12), (40, 30)])
 def test_larger_batches_are_enumerated_right(
@@ -55,6 +67,7 @@ def test_larger_batches_are_enumerated_right(
     assert_same(got, layout_of(rows_as_segments(lengths), num_rows, longest + 3, **options))
 
 
+@either_way
 def test_lengths_give_the_order_of_pack_padded_sequence() -> None:
     lengths = [1 + n for n in random_lengths(9, 6)]
     x = torch.randn(7, 9, 2)
@@ -64,6 +77,7 @@ def test_lengths_give_the_order_of_pack_padded_sequence() -> None:
     assert torch.equal(x.reshape(63, 2)[got.rows], packed.data)
 
 
+@either_way
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("enforce_sorted", [False, True])
 def test_a_packed_sequence_is_read_in_place(bidirectional: bool, enforce_sorted: bool) -> None:
@@ -117,6 +131,7 @@ def test_a_full_batch_is_not_what_it_is_in_a_mode(mode: Any) -> None:
         assert layout.full(2, 1, batch_first=False, bidirectional=True).reverse is not None
 
 
+@either_way
 def test_the_reverse_order_is_its_own_inverse_and_starts_at_the_last_token() -> None:
     lengths = random_lengths(11, 9)
     got = layout.from_lengths(torch.tensor(lengths), 9, batch_first=True, bidirectional=True)
@@ -125,6 +140,7 @@ def test_the_reverse_order_is_its_own_inverse_and_starts_at_the_last_token() -> 
     assert first_tokens == [b * 9 + lengths[b] - 1 for b in got.initial_row.tolist()]
 
 
+@either_way
 def test_rows_of_equal_length_keep_their_order() -> None:
     got = layout.from_lengths(
         torch.tensor([2, 3, 2, 3, 2]), 3, batch_first=True, bidirectional=False
@@ -139,3 +155,15 @@ def test_only_batch_sizes_stay_on_the_cpu() -> None:
     )
     assert [getattr(got, name).device.type for name in ARRAYS] == ["cpu", *["meta"] * 4]
     assert got.num_rows == 3
+
+
+@pytest.mark.skipif(not HAS_EXTENSION, reason="there are no compiled ops")
+def test_both_ways_agree_on_batches_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    for trial in range(100):
+        num_rows, num_steps = random.randint(0, 70), random.choice([0, 1, 2, 9, 150])
+        lengths = torch.tensor(random_lengths(num_rows, num_steps), dtype=torch.int64)
+        options = {"batch_first": trial % 2 == 0, "bidirectional": True}
+        got = layout.from_lengths(lengths, num_steps, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(_extension, "UNAVAILABLE", "the test says so")
+            assert_same(got, layout.from_lengths(lengths, num_steps, **options))

@@ -143,7 +143,10 @@ AS_LENGTHS = {
     "tuple": tuple,
     "list of numpy integers": lambda n: [np.int64(v) for v in n],
     "list of 0-d tensors": lambda n: [torch.tensor(v) for v in n],
-    **{f"numpy {d}": lambda n, d=d: np.array(n, dtype=d) for d in ("int32", "int64", "uint8")},
+    **{
+        f"numpy {d}": lambda n, d=d: np.array(n, dtype=d)
+        for d in ("int32", "int64", "uint8", "uint64", "object")
+    },
     **{
         str(d): lambda n, d=d: torch.tensor(n, dtype=d)
         for d in (

@@ -216,6 +216,16 @@ def test_opcheck(case: Case, kind: str) -> None:
 
 
 @needs_extension
+@pytest.mark.parametrize("lengths", [[3, 0, 5, 5], [0, 0], []], ids=str)
+def test_opcheck_of_layouts(lengths: list[int]) -> None:
+    strided = torch.tensor([lengths, lengths], dtype=torch.int64).t()[:, 0]
+    library = torch.ops.varlen_rnn
+    torch.library.opcheck(library.layout_from_lengths.default, (strided, 7, True))
+    batch_sizes, _rows, _segments = library.layout_from_lengths(strided, 7, True)
+    torch.library.opcheck(library.reverse_order.default, (batch_sizes,))
+
+
+@needs_extension
 @SAMPLES
 def test_a_gradient_that_is_none_counts_as_zero(case: Case, isa: str) -> None:
     arguments = backward_arguments(case)

@@ -192,3 +192,35 @@ def strided(argument: Any) -> Any:
     buffer = argument.new_full((*argument.shape, 2), 77)
     buffer[..., 0] = argument
     return buffer[..., 0]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        (torch.tensor([1, 4]), r"lengths must be in \[0, T\] = \[0, 3\], got 4 at index 1$"),
+        (torch.tensor([1, 2**62]), r"lengths must be in .*, got 4611686018427387904 at index 1$"),
+        (torch.tensor([-1, 1]), r"lengths must be in .*, got -1 at index 0$"),
+        (torch.tensor([[1, 2]]), r"lengths must be \[B\], got \[1, 2\]$"),
+        (torch.tensor([1, 2], dtype=torch.int32), "lengths must be Long, got Int$"),
+    ],
+)
+def test_bad_lengths_of_a_layout_raise(lengths: Tensor, message: str) -> None:
+    with pytest.raises(RuntimeError, match=f"varlen_rnn::layout_from_lengths: {message}"):
+        torch.ops.varlen_rnn.layout_from_lengths(lengths, 3, True)
+
+
+@pytest.mark.parametrize(
+    ("batch_sizes", "message"),
+    [
+        (torch.tensor([1, 2]), "be positive and not increase, got 2 at index 1$"),
+        (torch.tensor([2, 0]), "be positive and not increase, got 0 at index 1$"),
+        (torch.tensor([-1]), "be positive and not increase, got -1 at index 0$"),
+        (torch.tensor(1), r"be \[S\], got \[\]$"),
+        (torch.tensor([1.0]), "be Long, got Float$"),
+    ],
+)
+def test_bad_batch_sizes_of_a_reverse_order_raise(batch_sizes: Tensor, message: str) -> None:
+    with pytest.raises(
+        RuntimeError, match=f"varlen_rnn::reverse_order: batch_sizes must {message}"
+    ):
+        torch.ops.varlen_rnn.reverse_order(batch_sizes)

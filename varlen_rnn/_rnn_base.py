@@ -237,7 +237,9 @@ class VarLenRNNBase(nn.RNNBase):
         if isinstance(lengths, Tensor) and not _is_integer(lengths.dtype):
             raise TypeError(f"{name}: lengths must be integers, got {lengths.dtype}")
         try:
-            array = np.asarray(lengths.cpu() if isinstance(lengths, Tensor) else lengths)
+            array = (
+                lengths.numpy(force=True) if isinstance(lengths, Tensor) else np.asarray(lengths)
+            )
         except ValueError as error:
             raise self._fail("lengths", "[B]", "sequences of unequal lengths") from error
         integers = array.dtype.kind in "iu" or all(type(length) is int for length in array.flat)
@@ -246,6 +248,10 @@ class VarLenRNNBase(nn.RNNBase):
             raise TypeError(f"{name}: lengths must be integers, got {got}")
         if array.shape != (num_rows,):
             raise self._fail("lengths", f"[B] = [{num_rows}]", list(array.shape))
+        if array.dtype != object:
+            values = array.astype(np.int64)
+            if values.view(np.uint64).max(initial=0) <= num_steps:  # negative ones become large
+                return torch.from_numpy(values)
         outside = np.flatnonzero((array < 0) | (array > num_steps))
         if outside.size:
             got = f"{array[outside[0]]} at index {outside[0]}"

@@ -27,6 +27,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from varlen_rnn import _extension
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -81,16 +83,8 @@ def full(num_steps: int, num_rows: int, *, batch_first: bool, bidirectional: boo
         batch_first: whether the flat tensor is ``[B * T, I]`` (True) or ``[T * B, I]`` (False).
         bidirectional: whether ``reverse`` is wanted.
     """
-    arguments = (num_steps, num_rows, batch_first, bidirectional)
-    # What tensors are under a mode or a transform, they need not be outside of it.
-    if (
-        num_steps * num_rows > _SMALL
-        or torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
-    ):
-        return _full(*arguments)
-    return _small_full(*arguments)
+    make = _small_full if num_steps * num_rows <= _SMALL and _eager() else _full
+    return make(num_steps, num_rows, batch_first, bidirectional)
 
 
 # One step of a few rows takes no longer than to make its layout; so those few are kept.
@@ -125,6 +119,16 @@ def from_lengths(
         batch_first: whether the flat tensor is ``[B * T, I]`` (True) or ``[T * B, I]`` (False).
         bidirectional: whether ``reverse`` is wanted.
     """
+    make = torch.ops.varlen_rnn.layout_from_lengths if _compiled() else _from_lengths
+    batch_sizes, rows, segments = make(lengths, num_steps, batch_first)
+    reverse = _reverse_order(batch_sizes) if bidirectional else None
+    return Layout(batch_sizes, rows, reverse, segments, segments, lengths.numel())
+
+
+def _from_lengths(
+    lengths: Tensor, num_steps: int, batch_first: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``batch_sizes``, ``rows``, and each segment's row of the batch."""
     num_rows = lengths.numel()
     sorted_lengths, segments = torch.sort(lengths, descending=True, stable=True)
     segments = segments[sorted_lengths > 0]
@@ -135,8 +139,7 @@ def from_lengths(
     step, segment = _step_and_segment(batch_sizes)
     row = segments[segment]
     rows = row * num_steps + step if batch_first else step * num_rows + row
-    reverse = _reverse_order(batch_sizes) if bidirectional else None
-    return Layout(batch_sizes, rows, reverse, segments, segments, num_rows)
+    return batch_sizes, rows, segments
 
 
 def from_packed(
@@ -158,6 +161,20 @@ def from_packed(
     return Layout(batch_sizes, None, reverse, segments, segments, num_rows)
 
 
+def _eager() -> bool:
+    """Whether tensors are what they seem, not recorded, faked or wrapped."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
+def _compiled() -> bool:
+    """Whether compiled ops make the arrays; what they do is what stands here."""
+    return _extension.UNAVAILABLE is None and _eager()
+
+
 def _arange(end: int) -> Tensor:
     return torch.arange(end, device="cpu")  # whatever torch.set_default_device says
 
@@ -171,6 +188,9 @@ def _step_and_segment(batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
 
 def _reverse_order(batch_sizes: Tensor) -> Tensor:
     """For every token ``(step, segment)`` the token ``(length - 1 - step, segment)``: ``[N]``."""
+    if _compiled():
+        order: Tensor = torch.ops.varlen_rnn.reverse_order(batch_sizes)
+        return order
     step, segment = _step_and_segment(batch_sizes)
     num_segments = int(batch_sizes[0]) if batch_sizes.numel() else 0
     segment_lengths = batch_sizes.numel() - torch.searchsorted(

@@ -1,11 +1,13 @@
 """The ops' Python side: which implementation runs, and fake kernels.
 
-Compiled ops (schemas in ``csrc/library.cpp``), one layer in one or both directions each:
+Compiled ops (schemas in ``csrc/library.cpp``), one layer in one or both directions each, and two
+that make layouts:
 
 - ``varlen_rnn::lstm_inference``, ``gru_inference``: outputs and final states, nothing saved.
 - ``varlen_rnn::lstm_forward``, ``gru_forward``: the same, and what the backward pass reads.
 - ``varlen_rnn::lstm_backward``, ``gru_backward``: from the outputs' gradients to those of all the
   layer's arguments; weights' gradients are stacked over directions.
+- ``varlen_rnn::layout_from_lengths``, ``reverse_order``: what :mod:`varlen_rnn.layout` makes.
 
 Shapes are those of the legend in :mod:`varlen_rnn.layout`.
 """
@@ -146,6 +148,17 @@ def _fake_backward(num_states: int) -> Callable[..., Any]:
     return fake
 
 
+def _fake_layout_from_lengths(
+    lengths: Tensor, num_steps: int, batch_first: bool
+) -> tuple[Tensor, ...]:
+    context = torch.library.get_ctx()
+    return tuple(lengths.new_empty(context.new_dynamic_size()) for _ in range(3))
+
+
+def _fake_reverse_order(batch_sizes: Tensor) -> Tensor:
+    return batch_sizes.new_empty(torch.library.get_ctx().new_dynamic_size())
+
+
 def _register() -> None:
     """Gives the compiled ops their fake kernels and gradients."""
     library = torch.library
@@ -159,6 +172,8 @@ def _register() -> None:
         library.register_fake(f"varlen_rnn::{cell}_backward", _fake_backward(num_states))
         setup = _gradients.setup_context(num_states)
         library.register_autograd(f"varlen_rnn::{cell}_forward", gradient, setup_context=setup)
+    library.register_fake("varlen_rnn::layout_from_lengths", _fake_layout_from_lengths)
+    library.register_fake("varlen_rnn::reverse_order", _fake_reverse_order)
 
 
 if _extension.UNAVAILABLE is None:
