@@ -95,7 +95,8 @@ class VarLenRNNBase(nn.RNNBase):
             return PackedSequence(x, *input[1:]), finals
         if unbatched:
             return x, tuple([s.squeeze(1) for s in finals])
-        return x.view(*data.shape[:-1], x.shape[1]), finals
+        rows, columns, _ = data.shape
+        return x.view(rows, columns, x.shape[1]), finals
 
     def _run_layers(
         self,
@@ -134,14 +135,14 @@ class VarLenRNNBase(nn.RNNBase):
     def _layer_weights(self, layer: int) -> list[list[Tensor]]:
         """Per kind of weight one list over directions, empty for kinds that are not there."""
         directions = 2 if self.bidirectional else 1
-        first = layer * directions
-        names = list(zip(*self._all_weights[first : first + directions], strict=True))
+        by_direction = self._all_weights[layer * directions : (layer + 1) * directions]
         parameters: dict[str, Any] = self._parameters
         try:
-            kinds = [[parameters[name] for name in kind] for kind in names]
+            weights = [[parameters[name] for name in names] for names in by_direction]
         except KeyError:  # an attribute instead, as under torch.nn.utils.parametrize
-            # It would find parameters too, but take ten times as long.
-            kinds = [[getattr(self, name) for name in kind] for kind in names]
+            # This would find parameters too, but take ten times as long.
+            weights = [[getattr(self, name) for name in names] for names in by_direction]
+        kinds = [list(kind) for kind in zip(*weights, strict=True)]
         if not self.bias:
             kinds[2:2] = [[], []]
         return kinds if self.proj_size else [*kinds, []]
@@ -270,9 +271,12 @@ class VarLenRNNBase(nn.RNNBase):
         dtype, device = x.dtype, x.device
         for state, symbol, size in zip(states, "hc", sizes, strict=False):
             expected = (layers, size) if unbatched else (layers, num_rows, size)
-            if not isinstance(state, Tensor):
-                self._fail_state(state, symbol, expected, x)
-            if state.shape != expected or state.dtype != dtype or state.device != device:
+            if not (
+                isinstance(state, Tensor)
+                and state.shape == expected
+                and state.dtype == dtype
+                and state.device == device
+            ):
                 self._fail_state(state, symbol, expected, x)
 
     def _fail_state(

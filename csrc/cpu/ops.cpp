@@ -172,7 +172,7 @@ void run_kernel(Params& p, double flops, size_t (*scratch)(const Params&),
                 void (*kernel)(const Params&)) {
   p.call.num_workers = num_workers(flops);
   p.call.barrier_cycles = kBarrierCycles;
-  p.call.parallel_for = parallel_for;
+  p.call.parallel_for = p.call.num_workers > 1 ? parallel_for : serial_for;
   const Scratch memory(scratch(p));
   p.call.scratch = memory.data();
   kernel(p);
