@@ -20,6 +20,7 @@ TORCH_STAMP := $(VENV)/.stamp-$(shell printf '%s' '$(TORCH)' | tr -c 'A-Za-z0-9.
 TOOLS := $(VENV)/.tools
 INSTALLED := $(VENV)/.installed$(VARLEN_RNN_EXTENSION)
 SANITIZER := build/sanitizer
+MATH := build/math
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*##/ { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -29,16 +30,22 @@ build: $(INSTALLED)  ## compile the extension, and install the package into .ven
 demo: $(INSTALLED)  ## train on a real data set of ragged sequences
 	$(BIN)/python examples/japanese_vowels.py $(ARGS)
 
-test: $(INSTALLED)  ## run all tests: pytest (ARGS="..."), the same on the fallback, then test-sanitizer
+test: $(INSTALLED)  ## run all tests: pytest (ARGS="..."), the same on the fallback, then test-sanitizer and test-math
 	$(BIN)/python -m pytest $(ARGS)
 	VARLEN_RNN_DISABLE_EXTENSION=1 $(BIN)/python -m pytest --quiet $(ARGS)
-	$(MAKE) --no-print-directory test-sanitizer
+	$(MAKE) --no-print-directory ARGS= test-sanitizer test-math
 
 test-sanitizer: $(TOOLS)  ## run the kernels' C++ test under the address and undefined-behaviour sanitizers
 	$(BIN)/cmake -S csrc -B $(SANITIZER) -G Ninja -DVARLEN_RNN_SANITIZE=ON -DVARLEN_RNN_WERROR=ON \
 	  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
 	$(BIN)/cmake --build $(SANITIZER)
 	$(SANITIZER)/kernels_test
+
+test-math: $(TOOLS)  ## hold exp, sigmoid and tanh to their errors in ULP (ARGS=--all: of every float)
+	$(BIN)/cmake -S csrc -B $(MATH) -G Ninja -DVARLEN_RNN_MATH_TEST=ON -DVARLEN_RNN_WERROR=ON \
+	  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
+	$(BIN)/cmake --build $(MATH)
+	$(MATH)/math_test $(ARGS)
 
 bench: $(INSTALLED)  ## run the short benchmarks (ARGS=--full: all of them)
 	$(BIN)/python -m benchmarks.run $(ARGS)
@@ -76,4 +83,4 @@ $(INSTALLED): $(TOOLS) setup.py $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 	rm -f $(VENV)/.installed*
 	touch $@
 
-.PHONY: help build demo test test-sanitizer bench lint format clean
+.PHONY: help build demo test test-sanitizer test-math bench lint format clean

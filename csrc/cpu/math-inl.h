@@ -1,5 +1,11 @@
 // exp, sigmoid and tanh: one polynomial and the same operations in every instruction set, so that
 // all sets with fused multiply-add give the same bits.
+//
+// The largest errors in ULP, of every float and of 100 million doubles (tests/cpp/math_test.cpp):
+//
+//            exp    expm1   sigmoid   tanh
+//   float    0.98   0.89    2.41      2.28
+//   double   0.97   1.13    2.36      2.54
 #pragma once
 
 #include "cpu/simd-inl.h"
