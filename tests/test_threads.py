@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
+import thread_scenarios
 import torch
-from helpers import CELLS, HAS_EXTENSION, assert_bitwise, pair
+from helpers import CELLS, HAS_EXTENSION, assert_bitwise, child_environment, pair
+from thread_scenarios import loaded_libgomp
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 pytestmark = pytest.mark.skipif(not HAS_EXTENSION, reason="the reference has no threads of its own")
 
@@ -49,47 +51,19 @@ def test_any_number_of_threads_gives_the_same_bits(
     assert_bitwise(output(rnn, batch(rows)), expected)
 
 
-def test_several_python_threads_at_once(rnn: nn.RNNBase) -> None:
-    torch.set_num_threads(2)
-    expected = output(rnn, batch())
-    results: list[Tensor] = []
-
-    def work() -> None:
-        results.extend(output(rnn, batch()) for _ in range(3))
-
-    workers = [threading.Thread(target=work) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(timeout=60)
-        assert not worker.is_alive()
-    assert len(results) == 12
-    for result in results:
-        assert_bitwise(result, expected)
-
-
-class Outputs(Dataset[Tensor]):
-    """Runs a module for every item, as a feature extractor in a worker does."""
-
-    def __init__(self, rnn: nn.RNNBase) -> None:
-        self.rnn = rnn
-
-    def __len__(self) -> int:
-        return 3
-
-    def __getitem__(self, index: int) -> Tensor:
-        return output(self.rnn, batch())
-
-
-def test_data_loader_workers_after_fork(rnn: nn.RNNBase) -> None:
-    torch.set_num_threads(2)
-    expected = output(rnn, batch())
-    # A worker has one thread of torch's: more would hang in any op of torch, as libgomp's do not
-    # survive a fork.
-    loader = DataLoader(
-        Outputs(rnn), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60
+@pytest.mark.parametrize("scenario", thread_scenarios.SCENARIOS, ids=lambda s: s.__name__)
+def test_no_deadlock(scenario: Callable[[], None]) -> None:
+    limit = {}
+    if scenario is thread_scenarios.inside_another_parallel_region and not loaded_libgomp():
+        pytest.skip("needs a torch that runs on libgomp")
+    if scenario is thread_scenarios.fewer_threads_than_asked_for:
+        limit = {"OMP_THREAD_LIMIT": "3"}
+    result = subprocess.run(
+        [sys.executable, thread_scenarios.__file__, scenario.__name__],
+        env=child_environment(**limit),
+        capture_output=True,
+        text=True,
+        timeout=2 * thread_scenarios.GIVE_UP_AFTER,
+        check=False,
     )
-    results = list(loader)
-    assert len(results) == 3
-    for result in results:
-        assert_bitwise(result, expected)
+    assert result.returncode == 0, result.stderr
