@@ -16,13 +16,13 @@ namespace varlen_rnn {
 namespace {
 
 constexpr int64_t kNumCalls = 192;
-constexpr int64_t kWorkers[] = {1, 2, 5};
+constexpr int64_t kWorkers[] = {1, 2, 7};
 
 void plain_for(int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
   body(context, 0, n);
 }
 
-// At most 3 threads, so that of 5 workers some share one.
+// At most 3 threads, so that of 7 workers some share one, and of two teams of 3 both.
 void threaded_for(int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
   const int64_t count = std::min<int64_t>(n, 3);
   std::vector<std::thread> threads;
