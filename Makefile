@@ -35,10 +35,11 @@ test: $(INSTALLED)  ## run all tests: pytest (ARGS="..."), the same on the fallb
 	VARLEN_RNN_DISABLE_EXTENSION=1 $(BIN)/python -m pytest --quiet $(ARGS)
 	$(MAKE) --no-print-directory ARGS= test-sanitizer test-math
 
-test-sanitizer: $(TOOLS)  ## run the kernels' C++ test under the address and undefined-behaviour sanitizers
+test-sanitizer: $(TOOLS)  ## run the kernels' C++ tests under the address and undefined-behaviour sanitizers
 	$(BIN)/cmake -S csrc -B $(SANITIZER) -G Ninja -DVARLEN_RNN_SANITIZE=ON -DVARLEN_RNN_WERROR=ON \
 	  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
 	$(BIN)/cmake --build $(SANITIZER)
+	$(SANITIZER)/plan_test
 	$(SANITIZER)/kernels_test
 
 test-math: $(TOOLS)  ## hold exp, sigmoid and tanh to their errors in ULP (ARGS=--all: of every float)
