@@ -13,12 +13,15 @@ from helpers import (
     CELLS,
     HAS_EXTENSION,
     OURS,
+    Results,
     as_hx,
     assert_bitwise,
+    leaves_of,
     ours_in_form,
     random_batch,
     random_hx,
     states_of,
+    with_gradients,
 )
 from torch import Tensor, nn
 
@@ -195,6 +198,41 @@ def test_a_repeated_training_step_gives_the_same_bits(cell: str, isa: str, threa
 
     for got, expected in zip(step(), step(), strict=True):
         assert_bitwise(got, expected)
+
+
+# One row: units are split, by the model of plan-inl.h (thread_scenarios.py has the arithmetic). 40
+# rows: rows are. Backward of 24 tokens or more is worth 24 * 6 * 160 * 160 / 1e6 = 3 workers.
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.parametrize(("num_rows", "num_steps"), [(1, 24), (40, 6)], ids=["units", "rows"])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forwards", "both"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_are_the_same_in_every_run(
+    cell: str,
+    bidirectional: bool,
+    num_rows: int,
+    num_steps: int,
+    num_threads: int,
+    restore_threads: None,
+) -> None:
+    torch.set_num_threads(num_threads)
+    options = {"num_layers": 2, "bidirectional": bidirectional, "dropout": 0.5}
+    rnn = make(cell, {"input_size": 160, "hidden_size": 160, **options}).train()
+    lengths = torch.full((num_rows,), num_steps) - torch.arange(num_rows) % 3
+    x, states = random_batch(rnn, num_steps, num_rows), random_hx(rnn, num_rows)
+
+    def step() -> Results:
+        torch.manual_seed(5)
+        leaves = leaves_of(rnn, x.clone(), [s.clone() for s in states])
+        out, hx = rnn(
+            leaves["x"], as_hx(list(leaves.values())[1 : 1 + len(states)]), lengths=lengths
+        )
+        return with_gradients((out, states_of(hx)), leaves)
+
+    first = step()
+    assert all(result.isfinite().all() for result in first.values())
+    for _ in range(3):
+        for name, result in step().items():
+            assert_bitwise(result, first[name], name)
 
 
 @pytest.mark.parametrize("cell", CELLS)
