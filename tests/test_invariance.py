@@ -235,6 +235,133 @@ def test_gradients_are_the_same_in_every_run(
             assert_bitwise(result, first[name], name)
 
 
+# What the kernels' plans turn on: registers and bytes of a vector, and vectors of a block of units.
+REGISTERS = {"baseline": 16, "avx2": 16, "avx512": 32, "neon": 32}
+VECTOR_BYTES = {"baseline": 16, "avx2": 32, "avx512": 64, "neon": 16}
+BLOCK_VECTORS = {"lstm": 2, "gru": 3}
+
+
+def tallest_tile(cell: str, isa: str) -> int:
+    """kMaxTileRows: 12 and 8 with 32 registers, 6 and 4 with 16."""
+    return (REGISTERS[isa] - REGISTERS[isa] // 4) // BLOCK_VECTORS[cell]
+
+
+def chunk_tokens(cell: str, hidden_size: int, isa: str) -> int:
+    """Tokens whose gates, float32 in rows of an odd number of cache lines, fill kChunkBytes."""
+    lanes = VECTOR_BYTES[isa] // 4
+    units = BLOCK_VECTORS[cell] * lanes // {"lstm": 4, "gru": 3}[cell]
+    columns = -(-hidden_size // units) * BLOCK_VECTORS[cell] * lanes
+    columns = -(-columns // (2 * lanes)) * 2 * lanes
+    lines = -(-columns // 16) // 2 * 2 + 1
+    return 256 * 1024 // (lines * 64)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_height_of_a_tile(cell: str, isa: str, restore_threads: None) -> None:
+    """With one thread and rows of equal length a step's tiles are as tall as there are rows, and
+    above the tallest they are two, three. One step: so are the input's."""
+    torch.set_num_threads(1)
+    tallest = max(tallest_tile(cell, isa), tallest_tile("lstm", isa))  # the input's are as LSTM's
+    # 42, 21, 11 or 6 blocks of units: where low tiles take several at once, some are left over.
+    rnn = make(cell, {"input_size": 9, "hidden_size": 83, "batch_first": True})
+    most = 2 * tallest + 1
+    x, states = random_batch(rnn, most, 3), random_hx(rnn, most)
+    for num_steps in (1, 3):
+        with torch.no_grad():
+            alone = [
+                rnn(x[b : b + 1, :num_steps], as_hx([s[:, b : b + 1] for s in states]))
+                for b in range(most)
+            ]
+            for num_rows in (*range(1, tallest + 2), 2 * tallest, most):
+                out, hx = rnn(x[:num_rows, :num_steps], as_hx([s[:, :num_rows] for s in states]))
+                for b in range(num_rows):
+                    where = f"row {b} of {num_rows}, {num_steps} steps"
+                    assert_bitwise(out[b], alone[b][0][0], where)
+                    for got, expected in zip(states_of(hx), states_of(alone[b][1]), strict=True):
+                        assert_bitwise(got[:, b], expected[:, 0], where)
+
+
+@pytest.mark.parametrize(("hidden_size", "num_threads"), [(64, 1), (256, 2)], ids=["one", "team"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_chunks_begin_anywhere(
+    cell: str, hidden_size: int, num_threads: int, isa: str, restore_threads: None
+) -> None:
+    """The input's product is computed for a chunk of steps, then for the next; also by two workers
+    that split units (one row, and enough of them)."""
+    chunk = chunk_tokens(cell, hidden_size, isa)
+    assert (
+        chunk
+        == {("lstm", 64): 240, ("gru", 64): 315, ("lstm", 256): 63, ("gru", 256): 83}[
+            cell, hidden_size
+        ]
+    )
+    longest = 2 * chunk + 1  # three chunks of one row
+    rnn = make(cell, {"input_size": 9, "hidden_size": hidden_size, "batch_first": True})
+    x, hx, steps = random_batch(rnn, 3, longest), None, []
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        for t in range(longest):  # the truth: a step at a time, every chunk a single step
+            out, hx = rnn(x[:, t : t + 1], hx)
+            steps.append(out)
+        truth = torch.cat(steps, dim=1)
+        torch.set_num_threads(num_threads)
+        for length in (chunk - 1, chunk, chunk + 1, 2 * chunk, longest):
+            assert_bitwise(rnn(x[:1, :length])[0], truth[:1, :length], f"{length} steps")
+        # Three rows, of which one ends within the first chunk, and one within the second.
+        lengths = [longest, chunk // 2, chunk // 6]
+        out, _ = rnn(x, lengths=lengths)
+        for b, length in enumerate(lengths):
+            assert_bitwise(out[b, :length], truth[b, :length], f"row {b}")
+
+
+PART_ROWS = 64  # kMaxPartRows
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_any_number_of_parts(cell: str, restore_threads: None) -> None:
+    """Workers take parts of at most 64 rows: one thread 1 part of 64 rows, 2 of 65 and 128, 3 of
+    129 and 192, 4 of 193; several threads a multiple of their number."""
+    torch.set_num_threads(1)
+    rnn = make(cell, {"input_size": 17, "hidden_size": 40, "batch_first": True})
+    most = 3 * PART_ROWS + 1
+    x, states = random_batch(rnn, most, 8), random_hx(rnn, most)
+    lengths = 1 + torch.randperm(most) % 8
+    with torch.no_grad():
+        alone = [rnn(x[b, : lengths[b]], as_hx([s[:, b] for s in states])) for b in range(most)]
+        for num_rows in (n * PART_ROWS + more for n in (1, 2, 3) for more in (-1, 0, 1)):
+            flops = 2 * int(lengths[:num_rows].sum()) * 3 * 40 * (17 + 40)
+            assert flops > 3e6  # so three threads are three workers, also of GRU
+            for num_threads in (1, 2, 3):
+                torch.set_num_threads(num_threads)
+                given = as_hx([s[:, :num_rows] for s in states])
+                out, hx = rnn(x[:num_rows], given, lengths=lengths[:num_rows])
+                for b in range(num_rows):
+                    where = f"row {b} of {num_rows}, {num_threads} threads"
+                    assert_bitwise(out[b, : lengths[b]], alone[b][0], where)
+                    for got, expected in zip(states_of(hx), states_of(alone[b][1]), strict=True):
+                        assert_bitwise(got[:, b], expected, where)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_split_by_rows_or_by_units(cell: str, isa: str, restore_threads: None) -> None:
+    """Alone, a sequence keeps several workers busy only if they split units, and its 3 * 256 * 512
+    products a step or more take many times a barrier. With 64 rows for each worker both ways are
+    the same work, but rows need no barrier. 4 steps of a row are 3.1e6 flops: three workers."""
+    rnn = make(cell, {"input_size": 256, "hidden_size": 256, "batch_first": True})
+    x = random_batch(rnn, 192, 4)
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        alone = [rnn(x[b])[0] for b in range(3)]
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            for num_rows in (1, 2, 3, 64 * num_threads):
+                out, _ = rnn(x[:num_rows])
+                for b in range(min(num_rows, 3)):
+                    assert_bitwise(
+                        out[b], alone[b], f"row {b} of {num_rows}, {num_threads} threads"
+                    )
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_calls_from_several_python_threads_do_not_disturb_each_other(cell: str) -> None:
     pools = [Pool(make(cell, SHAPES[name])) for name in ("odd", "medium", "no bias")]
