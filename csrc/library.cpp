@@ -2,19 +2,21 @@
 // varlen_rnn/layout.py.
 #include <torch/csrc/stable/library.h>
 
-// Lists have one tensor for each direction; those of biases and projections are empty where there
-// are none.
 #define VARLEN_RNN_LAYOUT                                                                     \
   "Tensor batch_sizes, Tensor? rows, Tensor? reverse, Tensor initial_row, Tensor final_row, " \
   "SymInt num_rows"
 
-#define VARLEN_RNN_LSTM                                                          \
-  "Tensor x, Tensor? h_0, Tensor? c_0, Tensor[] weight_ih, Tensor[] weight_hh, " \
-  "Tensor[] bias_ih, Tensor[] bias_hh, Tensor[] weight_hr, " VARLEN_RNN_LAYOUT
+// Weights one by one: Tensor[] would make autograd several times as slow.
+#define VARLEN_RNN_LSTM                                                                        \
+  "Tensor x, Tensor? h_0, Tensor? c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, "  \
+  "Tensor? bias_hh, Tensor? weight_hr, Tensor? weight_ih_reverse, Tensor? weight_hh_reverse, " \
+  "Tensor? bias_ih_reverse, Tensor? bias_hh_reverse, Tensor? "                                 \
+  "weight_hr_reverse, " VARLEN_RNN_LAYOUT
 
-#define VARLEN_RNN_GRU                                              \
-  "Tensor x, Tensor? h_0, Tensor[] weight_ih, Tensor[] weight_hh, " \
-  "Tensor[] bias_ih, Tensor[] bias_hh, " VARLEN_RNN_LAYOUT
+#define VARLEN_RNN_GRU                                                           \
+  "Tensor x, Tensor? h_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, " \
+  "Tensor? bias_hh, Tensor? weight_ih_reverse, Tensor? weight_hh_reverse, "      \
+  "Tensor? bias_ih_reverse, Tensor? bias_hh_reverse, " VARLEN_RNN_LAYOUT
 
 STABLE_TORCH_LIBRARY(varlen_rnn, m) {
   m.def(
@@ -27,7 +29,9 @@ STABLE_TORCH_LIBRARY(varlen_rnn, m) {
         ") -> (Tensor out, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)");
   m.def(
       "lstm_backward(Tensor? d_out, Tensor? d_h_n, Tensor? d_c_n, Tensor x, Tensor? h_0, "
-      "Tensor? c_0, Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] weight_hr, " VARLEN_RNN_LAYOUT
+      "Tensor? c_0, Tensor weight_ih, Tensor weight_hh, Tensor? weight_hr, "
+      "Tensor? weight_ih_reverse, Tensor? weight_hh_reverse, "
+      "Tensor? weight_hr_reverse, " VARLEN_RNN_LAYOUT
       ", Tensor out, Tensor gates, Tensor cells, bool needs_x, bool needs_weights) -> (Tensor d_x, "
       "Tensor d_h_0, Tensor d_c_0, Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias_ih, "
       "Tensor d_bias_hh, Tensor d_weight_hr)");
@@ -35,8 +39,8 @@ STABLE_TORCH_LIBRARY(varlen_rnn, m) {
   m.def("gru_inference(" VARLEN_RNN_GRU ") -> (Tensor out, Tensor h_n)");
   m.def("gru_forward(" VARLEN_RNN_GRU ") -> (Tensor out, Tensor h_n, Tensor gates)");
   m.def(
-      "gru_backward(Tensor? d_out, Tensor? d_h_n, Tensor x, Tensor? h_0, Tensor[] weight_ih, "
-      "Tensor[] weight_hh, " VARLEN_RNN_LAYOUT
+      "gru_backward(Tensor? d_out, Tensor? d_h_n, Tensor x, Tensor? h_0, Tensor weight_ih, "
+      "Tensor weight_hh, Tensor? weight_ih_reverse, Tensor? weight_hh_reverse, " VARLEN_RNN_LAYOUT
       ", Tensor out, Tensor gates, bool needs_x, bool needs_weights) -> (Tensor d_x, Tensor d_h_0, "
       "Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias_ih, Tensor d_bias_hh)");
 }

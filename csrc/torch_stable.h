@@ -34,20 +34,8 @@ std::string to_string(const Sizes& sizes) {
   return text + "]";
 }
 
-// What messages call an argument, or one tensor of a list. Text is only made where a check fails.
-struct Name {
-  Name(const char* name, int64_t index = -1) : name(name), index(index) {}
-  const char* name;
-  int64_t index;
-};
-
-inline std::ostream& operator<<(std::ostream& stream, const Name& name) {
-  stream << name.name;
-  return name.index < 0 ? stream : stream << "[" << name.index << "]";
-}
-
 // Tensor.shape
-inline void check_shape(const char* op, const Name& name, const Tensor& tensor, const char* symbols,
+inline void check_shape(const char* op, const char* name, const Tensor& tensor, const char* symbols,
                         std::initializer_list<int64_t> expected) {
   const auto sizes = tensor.sizes();
   STD_TORCH_CHECK(std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end()), op,
@@ -63,7 +51,7 @@ inline int32_t dtype_number(const Tensor& tensor) {
 }
 
 // Tensor.dtype, Tensor.device
-inline void check_dtype(const char* op, const Name& name, const Tensor& tensor,
+inline void check_dtype(const char* op, const char* name, const Tensor& tensor,
                         ScalarType expected) {
   namespace detail = torch::stable::detail;
   STD_TORCH_CHECK(dtype_number(tensor) == detail::to<int32_t>(detail::from(expected)), op, ": ",

@@ -31,6 +31,11 @@ RAGGED = rows_as_segments([3, 0, 5, 1])
 RESETS = [Segment(0, 0, 2, 0, -1), Segment(0, 3, 2, -1, 0), Segment(2, 1, 3, 2, 2)]
 
 
+def flat(weights: list[list[Tensor]]) -> list[Tensor | None]:
+    """Lists over directions as the ops take them: all of the first direction, all of the second."""
+    return [w[d] if d < len(w) else None for d in range(2) for w in weights]
+
+
 @dataclass(frozen=True)
 class Case:
     """The arguments of one layer."""
@@ -49,7 +54,7 @@ class Case:
 
     @property
     def arguments(self) -> list[Any]:
-        return [self.x, *self.states, *self.weights, *vars(self.layout).values()]
+        return [self.x, *self.states, *flat(self.weights), *vars(self.layout).values()]
 
     @property
     def leaves(self) -> dict[str, Tensor]:
@@ -73,7 +78,7 @@ class Case:
         )
 
     def run(self, where: Any) -> tuple[Tensor, list[Tensor]]:
-        weights = [self.weights] if where is ops else self.weights
+        weights = [flat(self.weights)] if where is ops else self.weights
         out, *finals = getattr(where, self.cell)(self.x, *self.states, *weights, self.layout)
         return out, finals
 
@@ -151,7 +156,7 @@ def backward_arguments(case: Case) -> list[Any]:
         out, *rest = op(case, "forward")(*case.arguments)
     finals, saved = rest[: len(case.states)], rest[len(case.states) :]
     gradients = [torch.randn_like(t) for t in (out, *finals)]
-    weights = case.weights[:2] + case.weights[4:]
+    weights = flat(case.weights[:2] + case.weights[4:])
     arrays = vars(case.layout).values()
     return [*gradients, case.x, *case.states, *weights, *arrays, out, *saved, True, True]
 

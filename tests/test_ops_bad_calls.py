@@ -85,7 +85,6 @@ BAD: dict[str, Change] = {
     "no weights at all": lambda case: replace(case, weights=[[] for _ in case.weights]),
     "no weight_ih": with_weights(0, lambda _: []),
     "no weight_hh": with_weights(1, lambda _: []),
-    "three directions": lambda case: replace(case, weights=[[*w, *w[:1]] for w in case.weights]),
     "weight_hh of one direction": with_weights(1, lambda weights: weights[:1]),
     "bias_ih of one direction": with_weights(2, lambda weights: weights[:1]),
     "bias_hh missing": with_weights(3, lambda _: []),

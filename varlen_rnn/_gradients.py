@@ -7,6 +7,7 @@ those of the legend in :mod:`varlen_rnn.layout`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,41 +18,115 @@ from varlen_rnn.layout import Layout
 
 _NUM_ARRAYS = 6  # the layout's arrays and num_rows, the last arguments of every op
 
-Tensors = Sequence[Tensor]
-Needed = Sequence[bool]
-Gradient = Tensor | Sequence[Tensor | None] | None
+Tensors = Sequence[Tensor | None]
 
 
-def setup_context(num_states: int) -> Callable[..., None]:
-    """Makes the function that saves what the gradient of a cell with ``num_states`` reads."""
+@dataclass(frozen=True)
+class Cell:
+    """What the ops of a cell are like.
 
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.set_materialize_grads(False)
-        out, saved = output[0], output[1 + num_states :]
-        ctx.mark_non_differentiable(*saved)
-        tensors, weights = inputs[: 1 + num_states], inputs[1 + num_states : -_NUM_ARRAYS]
-        *arrays, ctx.num_rows = inputs[-_NUM_ARRAYS:]
-        ctx.list_lengths = [len(weight) for weight in weights]
-        flat = (tensor for weight in weights for tensor in weight)
-        ctx.save_for_backward(*tensors, *flat, *arrays, out, *saved)
+    Attributes:
+        name: ``lstm`` or ``gru``.
+        reference: the layer's specification.
+        num_states: of h and c.
+        num_gates: what weights have, each of H rows.
+        num_kinds: of weights in each direction.
+    """
 
-    return setup
+    name: str
+    reference: Callable[..., Any]
+    num_states: int
+    num_gates: int
+    num_kinds: int
 
 
-def _unpack(ctx: Any, num_states: int) -> tuple[Any, ...]:
-    """What was saved: input, states, lists of weights, layout's arrays, output, the cell's own."""
+LSTM = Cell("lstm", reference.lstm, num_states=2, num_gates=4, num_kinds=5)
+GRU = Cell("gru", reference.gru, num_states=1, num_gates=3, num_kinds=4)
+
+
+def by_kind(weights: Tensors) -> list[list[Tensor]]:
+    """The ops' weights as the reference takes them: for each kind a list over directions."""
+    num_kinds = len(weights) // 2
+    pairs = zip(weights[:num_kinds], weights[num_kinds:], strict=True)
+    return [[weight for weight in pair if weight is not None] for pair in pairs]
+
+
+def differentiable(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
+    """``lstm_forward`` or ``gru_forward`` with its gradient: the op's kernel for autograd.
+
+    ``torch.library.register_autograd`` would do the same, but reads the schema anew in every call,
+    which takes longer than a small layer.
+    """
+    op = getattr(torch.ops.varlen_rnn, f"{cell.name}_forward").default
+
+    class Function(torch.autograd.Function):
+        """The formulas are the compiled backward op's."""
+
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+            with torch._C._AutoDispatchBelowAutograd():
+                outputs: tuple[Tensor, ...] = op(*args)
+            saved = outputs[1 + cell.num_states :]
+            ctx.set_materialize_grads(False)
+            ctx.mark_non_differentiable(*saved)
+            ctx.num_rows = args[-1]
+            ctx.save_for_backward(*args[:-1], outputs[0], *saved)
+            return outputs
+
+        @staticmethod
+        def backward(ctx: Any, *d_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+            wanted = d_outputs[: 1 + cell.num_states]
+            device_type = ctx.saved_tensors[0].device.type
+            if not torch.is_autocast_enabled(device_type):
+                return _gradients(ctx, cell, wanted)
+            # Gradients keep the forward pass's dtypes.
+            with torch.autocast(device_type, enabled=False):
+                return _gradients(ctx, cell, wanted)
+
+    Function.__name__ = f"varlen_rnn_{cell.name}"
+    apply: Callable[..., tuple[Tensor, ...]] = Function.apply
+    return apply
+
+
+def _gradients(ctx: Any, cell: Cell, d_outputs: Tensors) -> tuple[Tensor | None, ...]:
+    """The gradients of the forward op's arguments, None where none is needed."""
     x, *tensors = ctx.saved_tensors
-    states, tensors = tensors[:num_states], tensors[num_states:]
-    weights = []
-    for length in ctx.list_lengths:
-        weights.append(tensors[:length])
-        tensors = tensors[length:]
-    arrays = (*tensors[: _NUM_ARRAYS - 1], ctx.num_rows)
-    out, *saved = tensors[_NUM_ARRAYS - 1 :]
-    return x, states, weights, arrays, out, saved
+    first = cell.num_states + 2 * cell.num_kinds
+    states, weights = tensors[: cell.num_states], tensors[cell.num_states : first]
+    arrays = (*tensors[first : first + _NUM_ARRAYS - 1], ctx.num_rows)
+    saved = tensors[first + _NUM_ARRAYS - 1 :]
+    if _wants_more(d_outputs):
+        return _differentiable(cell, x, states, weights, arrays, d_outputs)
+    needs_x, *needs = ctx.needs_input_grad[: 1 + first]
+    needs_weights = needs[cell.num_states :]
+    forward, reverse = weights[: cell.num_kinds], weights[cell.num_kinds :]
+    backward = getattr(torch.ops.varlen_rnn, f"{cell.name}_backward")
+    d_x, *d_others = backward(
+        *d_outputs,
+        x,
+        *states,
+        *forward[:2],
+        *forward[4:],  # without biases
+        *reverse[:2],
+        *reverse[4:],
+        *arrays,
+        *saved,
+        needs_x,
+        any(needs_weights),
+    )
+    d_states, d_weights = d_others[: cell.num_states], d_others[cell.num_states :]
+    return (
+        d_x if needs_x else None,
+        *(d if need else None for need, d in zip(needs, d_states, strict=False)),
+        *(
+            d_weights[i % cell.num_kinds][i // cell.num_kinds] if need else None
+            for i, need in enumerate(needs_weights)
+        ),
+        *[None] * _NUM_ARRAYS,
+    )
 
 
-def _wants_more(d_outputs: Sequence[Tensor | None]) -> bool:
+def _wants_more(d_outputs: Tensors) -> bool:
     """Whether the gradient is differentiated (``create_graph``) or batched itself."""
     functorch = torch._C._functorch
     return (
@@ -61,109 +136,26 @@ def _wants_more(d_outputs: Sequence[Tensor | None]) -> bool:
     )
 
 
-def _without_autocast(gradient: Callable[..., tuple[Gradient, ...]]) -> Callable[..., Any]:
-    """Gradients keep the forward pass's dtypes, also where ``backward`` runs under autocast."""
-
-    def wrapped(ctx: Any, *d_outputs: Tensor | None) -> tuple[Gradient, ...]:
-        device_type = ctx.saved_tensors[0].device.type
-        if not torch.is_autocast_enabled(device_type):
-            return gradient(ctx, *d_outputs)
-        with torch.autocast(device_type, enabled=False):
-            return gradient(ctx, *d_outputs)
-
-    return wrapped
-
-
-@_without_autocast
-def lstm_gradient(
-    ctx: Any, d_out: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, *_: None
-) -> tuple[Gradient, ...]:
-    """The gradient of ``lstm_forward``, in the order of its arguments."""
-    x, states, weights, arrays, out, saved = _unpack(ctx, 2)
-    d_outputs = (d_out, d_h_n, d_c_n)
-    if _wants_more(d_outputs):
-        return _differentiable(reference.lstm, x, states, weights, arrays, d_outputs)
-    weight_ih, weight_hh, *_, weight_hr = weights
-    d_x, d_h_0, d_c_0, *d_weights = torch.ops.varlen_rnn.lstm_backward(
-        *d_outputs,
-        x,
-        *states,
-        weight_ih,
-        weight_hh,
-        weight_hr,
-        *arrays,
-        out,
-        *saved,
-        *_needs(ctx, 2),
-    )
-    return _gradients(ctx, d_x, (d_h_0, d_c_0), d_weights)
-
-
-@_without_autocast
-def gru_gradient(
-    ctx: Any, d_out: Tensor | None, d_h_n: Tensor | None, *_: None
-) -> tuple[Gradient, ...]:
-    """The gradient of ``gru_forward``, in the order of its arguments."""
-    x, states, weights, arrays, out, saved = _unpack(ctx, 1)
-    d_outputs = (d_out, d_h_n)
-    if _wants_more(d_outputs):
-        return _differentiable(reference.gru, x, states, weights, arrays, d_outputs)
-    weight_ih, weight_hh, *_ = weights
-    d_x, d_h_0, *d_weights = torch.ops.varlen_rnn.gru_backward(
-        *d_outputs, x, *states, weight_ih, weight_hh, *arrays, out, *saved, *_needs(ctx, 1)
-    )
-    return _gradients(ctx, d_x, (d_h_0,), d_weights)
-
-
-def _needs(ctx: Any, num_states: int) -> tuple[bool, bool]:
-    """Whether the gradient of the input is needed, and that of any weight."""
-    needs_x, *others = ctx.needs_input_grad
-    return needs_x, any(map(_any, others[num_states:]))
-
-
-def _any(needed: bool | Needed) -> bool:
-    return needed if isinstance(needed, bool) else any(needed)
-
-
-def _gradients(
-    ctx: Any, d_x: Tensor, d_states: Tensors, d_weights: Tensors
-) -> tuple[Gradient, ...]:
-    """What the backward op gave, without what is not needed."""
-    needs = ctx.needs_input_grad
-    first = 1 + len(d_states)
-    states = zip(needs[1:first], d_states, strict=True)
-    kinds = zip(needs[first:-_NUM_ARRAYS], d_weights, strict=True)
-    return (
-        d_x if needs[0] else None,
-        *(d if need else None for need, d in states),
-        *([d[i] if need else None for i, need in enumerate(needed)] for needed, d in kinds),
-        *[None] * _NUM_ARRAYS,
-    )
-
-
 def _differentiable(
-    layer: Callable[..., tuple[Tensor, ...]],
+    cell: Cell,
     x: Tensor,
-    states: Sequence[Tensor | None],
-    weights: Sequence[Tensors],
+    states: Tensors,
+    weights: Tensors,
     arrays: tuple[Any, ...],
-    d_outputs: Sequence[Tensor | None],
-) -> tuple[Gradient, ...]:
+    d_outputs: Tensors,
+) -> tuple[Tensor | None, ...]:
     """The same gradient through the reference, which can be differentiated and batched itself."""
-    leaves: list[Tensor] = []
-
-    def leaf(tensor: Tensor) -> Tensor:
-        # A view, so that x counts as itself and not as a function of earlier layers' weights.
-        view = tensor.view_as(tensor)
-        if view.requires_grad:
-            leaves.append(view)
-        return view
-
+    # Views, so that x counts as itself and not as a function of earlier layers' weights.
     with torch.enable_grad():
-        tensors = [None if t is None else leaf(t) for t in (x, *states)]
-        lists = [[leaf(t) for t in weight] for weight in weights]
-        outputs = zip(layer(*tensors, *lists, Layout(*arrays)), d_outputs, strict=True)
-    pairs = [(out, d) for out, d in outputs if d is not None and out.requires_grad]
+        views = [None if t is None else t.view_as(t) for t in (x, *states, *weights)]
+        first = 1 + cell.num_states
+        outputs = cell.reference(*views[:first], *by_kind(views[first:]), Layout(*arrays))
+    leaves = [view for view in views if view is not None and view.requires_grad]
+    pairs = [
+        (out, d)
+        for out, d in zip(outputs, d_outputs, strict=True)
+        if d is not None and out.requires_grad
+    ]
     gradients = torch.autograd.grad(
         [out for out, _ in pairs],
         leaves,
@@ -172,9 +164,5 @@ def _differentiable(
         allow_unused=True,
         materialize_grads=True,
     )
-    found = {id(view): gradient for view, gradient in zip(leaves, gradients, strict=True)}
-    return (
-        *(found.get(id(t)) for t in tensors),
-        *([found.get(id(t)) for t in weight] for weight in lists),
-        *[None] * _NUM_ARRAYS,
-    )
+    found = {id(leaf): gradient for leaf, gradient in zip(leaves, gradients, strict=True)}
+    return (*(found.get(id(view)) for view in views), *[None] * _NUM_ARRAYS)

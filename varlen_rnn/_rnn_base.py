@@ -65,7 +65,7 @@ class VarLenRNNBase(nn.RNNBase):
             else:
                 input = to_dtype(input)
             states = None if states is None else tuple(map(to_dtype, states))
-            weights = [[list(map(to_dtype, kind)) for kind in layer] for layer in weights]
+            weights = [[None if w is None else to_dtype(w) for w in layer] for layer in weights]
             with torch.autocast(device_type, enabled=False):
                 return self._run(input, states, state_sizes, lengths, weights)
         return self._run(input, states, state_sizes, lengths, weights)
@@ -76,11 +76,11 @@ class VarLenRNNBase(nn.RNNBase):
         states: tuple[Tensor, ...] | None,
         state_sizes: tuple[int, ...],
         lengths: Lengths | None,
-        weights: list[list[list[Tensor]]],
+        weights: list[list[Tensor | None]],
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
         packed = isinstance(input, PackedSequence)
         data = input.data if isinstance(input, PackedSequence) else input
-        self._check_input(data, packed, weights[0][0][0])
+        self._check_input(data, packed, weights[0])
         if lengths is not None and packed:
             name = type(self).__name__
             raise ValueError(f"{name}: lengths must be None with a PackedSequence, got lengths")
@@ -103,7 +103,7 @@ class VarLenRNNBase(nn.RNNBase):
         x: Tensor,
         states: tuple[Tensor, ...] | None,
         num_states: int,
-        weights: list[list[list[Tensor]]],
+        weights: list[list[Tensor | None]],
         batch: Layout,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Flat output ``[R, D * P]`` of the last layer, and final states ``[L * D, B, *]``."""
@@ -127,25 +127,27 @@ class VarLenRNNBase(nn.RNNBase):
         self,
         x: Tensor,
         states: Sequence[Tensor | None],
-        weights: list[list[Tensor]],
+        weights: list[Tensor | None],
         batch: Layout,
     ) -> tuple[Tensor, ...]:
         raise NotImplementedError
 
-    def _layer_weights(self, layer: int) -> list[list[Tensor]]:
-        """Per kind of weight one list over directions, empty for kinds that are not there."""
+    def _layer_weights(self, layer: int) -> list[Tensor | None]:
+        """Of each direction weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, or None."""
         directions = 2 if self.bidirectional else 1
         by_direction = self._all_weights[layer * directions : (layer + 1) * directions]
         parameters: dict[str, Any] = self._parameters
-        try:
-            weights = [[parameters[name] for name in names] for names in by_direction]
-        except KeyError:  # an attribute instead, as under torch.nn.utils.parametrize
-            # This would find parameters too, but take ten times as long.
-            weights = [[getattr(self, name) for name in names] for names in by_direction]
-        kinds = [list(kind) for kind in zip(*weights, strict=True)]
-        if not self.bias:
-            kinds[2:2] = [[], []]
-        return kinds if self.proj_size else [*kinds, []]
+        weights: list[Tensor | None] = []
+        for names in by_direction:
+            try:
+                found = [parameters[name] for name in names]
+            except KeyError:  # an attribute instead, as under torch.nn.utils.parametrize
+                # This would find parameters too, but take ten times as long.
+                found = [getattr(self, name) for name in names]
+            if not self.bias:
+                found[2:2] = [None, None]
+            weights += found if self.proj_size else [*found, None]
+        return weights if self.bidirectional else weights + [None] * 5
 
     def _flatten(
         self, input: Tensor | PackedSequence, lengths: Lengths | None
@@ -190,8 +192,9 @@ class VarLenRNNBase(nn.RNNBase):
             raise TypeError(f"{name}: input must be a Tensor or a PackedSequence, got {got}")
         return data
 
-    def _check_input(self, data: Tensor, packed: bool, weight: Tensor) -> None:
-        name = type(self).__name__
+    def _check_input(self, data: Tensor, packed: bool, weights: list[Tensor | None]) -> None:
+        name, weight = type(self).__name__, weights[0]
+        assert weight is not None
         if data.dtype != weight.dtype:
             raise InputTypeError(
                 f"{name}: input must have the weights' dtype {weight.dtype}, got {data.dtype}"

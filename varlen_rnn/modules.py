@@ -127,7 +127,7 @@ class VarLenLSTM(VarLenRNNBase):
         self,
         x: Tensor,
         states: Sequence[Tensor | None],
-        weights: list[list[Tensor]],
+        weights: list[Tensor | None],
         batch: Layout,
     ) -> tuple[Tensor, ...]:
         h_0, c_0 = states
@@ -206,8 +206,8 @@ class VarLenGRU(VarLenRNNBase):
         self,
         x: Tensor,
         states: Sequence[Tensor | None],
-        weights: list[list[Tensor]],
+        weights: list[Tensor | None],
         batch: Layout,
     ) -> tuple[Tensor, ...]:
         (h_0,) = states
-        return ops.gru(x, h_0, weights[:4], batch)
+        return ops.gru(x, h_0, weights[:4] + weights[5:9], batch)

@@ -21,31 +21,26 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from varlen_rnn import _extension, _gradients, reference
+from varlen_rnn import _extension, _gradients
+from varlen_rnn._gradients import GRU, LSTM, Cell, by_kind
 from varlen_rnn.layout import Layout
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-Tensors = Sequence[Tensor]
+Tensors = Sequence[Tensor | None]
 
 
 def lstm(
-    x: Tensor,
-    h_0: Tensor | None,
-    c_0: Tensor | None,
-    weights: Sequence[Tensors],
-    layout: Layout,
+    x: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: Tensors, layout: Layout
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One LSTM layer: :func:`varlen_rnn.reference.lstm`, compiled where it can be.
 
-    ``weights`` are ``weight_ih, weight_hh, bias_ih, bias_hh, weight_hr``, each a list over
-    directions.
+    ``weights`` are ``weight_ih, weight_hh, bias_ih, bias_hh, weight_hr`` of the forward and then of
+    the reverse direction, None for what is not there.
     """
     if not _compiled(x):
-        weight_ih, weight_hh, bias_ih, bias_hh, weight_hr = weights
-        return reference.lstm(
-            x, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, layout
-        )
+        out, h_n, c_n = LSTM.reference(x, h_0, c_0, *by_kind(weights), layout)
+        return out, h_n, c_n
     args = (x, h_0, c_0, *weights, *_arrays(layout))
     if _needs_gradient(x, h_0, c_0, *weights):
         out, h_n, c_n, *_ = torch.ops.varlen_rnn.lstm_forward(*args)
@@ -54,16 +49,14 @@ def lstm(
     return out, h_n, c_n
 
 
-def gru(
-    x: Tensor, h_0: Tensor | None, weights: Sequence[Tensors], layout: Layout
-) -> tuple[Tensor, Tensor]:
+def gru(x: Tensor, h_0: Tensor | None, weights: Tensors, layout: Layout) -> tuple[Tensor, Tensor]:
     """One GRU layer: :func:`varlen_rnn.reference.gru`, compiled where it can be.
 
-    ``weights`` are ``weight_ih, weight_hh, bias_ih, bias_hh``, each a list over directions.
+    ``weights`` are those of :func:`lstm` without ``weight_hr``.
     """
     if not _compiled(x):
-        weight_ih, weight_hh, bias_ih, bias_hh = weights
-        return reference.gru(x, h_0, weight_ih, weight_hh, bias_ih, bias_hh, layout)
+        out, h_n = GRU.reference(x, h_0, *by_kind(weights), layout)
+        return out, h_n
     args = (x, h_0, *weights, *_arrays(layout))
     if _needs_gradient(x, h_0, *weights):
         out, h_n, *_ = torch.ops.varlen_rnn.gru_forward(*args)
@@ -81,13 +74,8 @@ def _compiled(x: Tensor) -> bool:
     return x.is_cpu and x.dtype in _DTYPES
 
 
-def _needs_gradient(*args: Tensor | Tensors | None) -> bool:
-    return torch.is_grad_enabled() and any(
-        t.requires_grad
-        for arg in args
-        if arg is not None
-        for t in ((arg,) if isinstance(arg, Tensor) else arg)
-    )
+def _needs_gradient(*args: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(arg.requires_grad for arg in args if arg is not None)
 
 
 def _arrays(layout: Layout) -> tuple[Tensor | int | None, ...]:
@@ -102,39 +90,42 @@ def _arrays(layout: Layout) -> tuple[Tensor | int | None, ...]:
     )
 
 
-def _fake_forward(num_states: int, num_gates: int, training: bool) -> Callable[..., Any]:
+def _fake_forward(cell: Cell, training: bool) -> Callable[..., Any]:
     """The shapes that ``*_inference`` and ``*_forward`` return."""
 
     def fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        weight_ih, weight_hh = args[num_states : num_states + 2]
+        weights = args[cell.num_states : cell.num_states + 2 * cell.num_kinds]
+        weight_ih, weight_hh = weights[:2]
         num_rows, rows = args[-1], args[-5]
-        directions, output_size = len(weight_hh), weight_hh[0].shape[1]
-        hidden_size = weight_ih[0].shape[0] // num_gates
+        directions = 1 if weights[cell.num_kinds] is None else 2
+        output_size, hidden_size = weight_hh.shape[1], weight_ih.shape[0] // cell.num_gates
         num_tokens = x.shape[0] if rows is None else rows.shape[0]
         compute = torch.promote_types(x.dtype, torch.float32)
         out = x.new_empty(x.shape[0], directions * output_size)
-        final_sizes = (output_size, hidden_size)[:num_states]
+        final_sizes = (output_size, hidden_size)[: cell.num_states]
         finals = (x.new_empty(directions, num_rows, size) for size in final_sizes)
-        saved_sizes = (4 * hidden_size, hidden_size)[: num_states if training else 0]
+        saved_sizes = (4 * hidden_size, hidden_size)[: cell.num_states if training else 0]
         saved = (x.new_empty(directions, num_tokens, size, dtype=compute) for size in saved_sizes)
         return (out, *finals, *saved)
 
     return fake
 
 
-def _fake_backward(num_states: int) -> Callable[..., Any]:
+def _fake_backward(cell: Cell) -> Callable[..., Any]:
     """The shapes that ``*_backward`` returns."""
 
     def fake(*args: Any) -> tuple[Tensor, ...]:
-        x, *args_after_x = args[1 + num_states :]
-        weight_ih, weight_hh, *weight_hr = args_after_x[num_states : 2 * num_states + 1]
-        num_rows = args_after_x[2 * num_states + 1 + 5]
+        first = 1 + cell.num_states  # behind the outputs' gradients
+        x, *args_behind_x = args[first:]
+        weights = args_behind_x[cell.num_states :]
+        weight_ih, weight_hh, *weight_hr = weights[: cell.num_kinds - 2]
+        num_rows = args[-4 - cell.num_states]
         needs_x, needs_weights = args[-2:]
-        rows, input_size = weight_ih[0].shape
-        directions, output_size = len(weight_hh), weight_hh[0].shape[1]
-        hidden_size = rows // (4 if num_states == 2 else 3)
+        directions = 1 if weights[cell.num_kinds - 2] is None else 2
+        (rows, input_size), output_size = weight_ih.shape, weight_hh.shape[1]
+        hidden_size = rows // cell.num_gates
         wanted = directions if needs_weights else 0
-        final_sizes = (output_size, hidden_size)[:num_states]
+        final_sizes = (output_size, hidden_size)[: cell.num_states]
         return (
             x.new_empty(x.shape[0] if needs_x else 0, input_size),
             *(x.new_empty(directions, num_rows, size) for size in final_sizes),
@@ -142,7 +133,10 @@ def _fake_backward(num_states: int) -> Callable[..., Any]:
             x.new_empty(wanted, rows, output_size),
             x.new_empty(wanted, rows),
             x.new_empty(wanted, rows),
-            *(x.new_empty(wanted if w else 0, output_size, hidden_size) for w in weight_hr),
+            *(
+                x.new_empty(0 if weight is None else wanted, output_size, hidden_size)
+                for weight in weight_hr
+            ),
         )
 
     return fake
@@ -162,16 +156,12 @@ def _fake_reverse_order(batch_sizes: Tensor) -> Tensor:
 def _register() -> None:
     """Gives the compiled ops their fake kernels and gradients."""
     library = torch.library
-    for cell, num_states, num_gates, gradient in (
-        ("lstm", 2, 4, _gradients.lstm_gradient),
-        ("gru", 1, 3, _gradients.gru_gradient),
-    ):
-        for kind in ("inference", "forward"):
-            fake = _fake_forward(num_states, num_gates, kind == "forward")
-            library.register_fake(f"varlen_rnn::{cell}_{kind}", fake)
-        library.register_fake(f"varlen_rnn::{cell}_backward", _fake_backward(num_states))
-        setup = _gradients.setup_context(num_states)
-        library.register_autograd(f"varlen_rnn::{cell}_forward", gradient, setup_context=setup)
+    for cell in (LSTM, GRU):
+        name = f"varlen_rnn::{cell.name}"
+        library.register_fake(f"{name}_inference", _fake_forward(cell, training=False))
+        library.register_fake(f"{name}_forward", _fake_forward(cell, training=True))
+        library.register_fake(f"{name}_backward", _fake_backward(cell))
+        library.impl(f"{name}_forward", "Autograd", _gradients.differentiable(cell))
     library.register_fake("varlen_rnn::layout_from_lengths", _fake_layout_from_lengths)
     library.register_fake("varlen_rnn::reverse_order", _fake_reverse_order)
 

@@ -96,7 +96,7 @@ VR_INLINE Vec<T> tanh(Vec<T> x) {
   typedef typename Vector<T>::Int Int;
   const Vec<T> y = absolute<T>(x);
   const ExpNegative<T> e = exp_negative<T>(y + y);
-  const Vec<T> magnitude = -e.expm1 / (broadcast(T{1}) + e.exp);
+  const Vec<T> magnitude = (Vec<T>{} - e.expm1) / (broadcast(T{1}) + e.exp);  // never -0
   return (Vec<T>)((Int)magnitude | ((Int)x & (Int)broadcast(T{-0.0})));
 }
 

@@ -1,5 +1,6 @@
 // The ops on CPU tensors: check everything, allocate, fill the kernels' structs, run.
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <tuple>
 
@@ -94,31 +95,6 @@ Dtype storage_dtype(const char* op, const Tensor& x) {
   }
 }
 
-int64_t num_directions(const char* op, const TensorList& weight_hh) {
-  const int64_t directions = static_cast<int64_t>(weight_hh.size());
-  STD_TORCH_CHECK(directions == 1 || directions == 2, op,
-                  ": weight_hh must have 1 or 2 tensors, one for each direction, got ", directions);
-  STD_TORCH_CHECK(weight_hh[0].dim() == 2, op, ": weight_hh[0] must have 2 dimensions, got ",
-                  to_string(weight_hh[0].sizes()));
-  return directions;
-}
-
-// Checks a list with one tensor for each direction, and returns it contiguous.
-TensorList checked_list(const char* op, const char* name, const TensorList& list, ScalarType dtype,
-                        int64_t directions, const char* symbols,
-                        std::initializer_list<int64_t> shape) {
-  STD_TORCH_CHECK(static_cast<int64_t>(list.size()) == directions, op, ": ", name, " must have ",
-                  directions, " tensors, got ", list.size());
-  TensorList result;
-  result.reserve(list.size());
-  for (int64_t d = 0; d < directions; ++d) {
-    check_dtype(op, {name, d}, list[d], dtype);
-    check_shape(op, {name, d}, list[d], symbols, shape);
-    result.push_back(dense(list[d]));
-  }
-  return result;
-}
-
 OptionalTensor checked_optional(const char* op, const char* name, const OptionalTensor& tensor,
                                 ScalarType dtype, const char* symbols,
                                 std::initializer_list<int64_t> shape) {
@@ -128,36 +104,59 @@ OptionalTensor checked_optional(const char* op, const char* name, const Optional
   return dense(*tensor);
 }
 
-// What both passes check alike: the input, and the weights that it is multiplied with. Fills in the
-// call's dtype and sizes.
-struct CheckedInput {
-  Tensor x;  // with columns side by side
-  TensorList w_ih, w_hh, w_hr;
+// A layer's weights as the ops are given them: for each direction weight_ih, weight_hh, bias_ih,
+// bias_hh, weight_hr. Without a second direction it has none.
+using WeightTensors = std::array<std::array<OptionalTensor, 5>, 2>;
+enum { kWeightIh, kWeightHh, kBiasIh, kBiasHh, kWeightHr };
 
-  CheckedInput(const char* op, int64_t num_gates, const Tensor& input, const TensorList& weight_ih,
-               const TensorList& weight_hh, const TensorList& weight_hr, Call& call)
+// What both passes check alike: the input, and the weights. Fills in the call's dtype and sizes.
+struct CheckedInput {
+  Tensor x;               // with columns side by side
+  WeightTensors weights;  // contiguous
+
+  CheckedInput(const char* op, int64_t num_gates, const Tensor& input, const WeightTensors& given,
+               Call& call)
       : x(input) {
     const ScalarType dtype = x.scalar_type();
     STD_TORCH_CHECK(x.dim() == 2, op, ": x must be [R, I], got ", to_string(x.sizes()));
     check_dtype(op, "x", x, dtype);
+    const Tensor& weight_hh = *given[0][kWeightHh];
+    STD_TORCH_CHECK(weight_hh.dim() == 2, op, ": weight_hh must have 2 dimensions, got ",
+                    to_string(weight_hh.sizes()));
     call.dtype = storage_dtype(op, x);
-    const int64_t D = call.num_directions = num_directions(op, weight_hh);
+    const int64_t D = call.num_directions = given[1][kWeightHh].has_value() ? 2 : 1;
     const int64_t I = call.input_size = x.size(1);
-    const int64_t H = call.hidden_size = weight_hh[0].size(0) / num_gates;
-    const int64_t P = call.output_size = weight_hh[0].size(1);
-    const bool projected = !weight_hr.empty();
+    const int64_t H = call.hidden_size = weight_hh.size(0) / num_gates;
+    const int64_t P = call.output_size = weight_hh.size(1), rows = num_gates * H;
     STD_TORCH_CHECK(H > 0 && P > 0 && I > 0, op, ": sizes must be positive, got I = ", I,
                     ", H = ", H, ", P = ", P);
-    w_ih = checked_list(op, "weight_ih", weight_ih, dtype, D, "[gates * H, I]", {num_gates * H, I});
-    w_hh = checked_list(op, "weight_hh", weight_hh, dtype, D, "[gates * H, P]",
-                        {num_gates * H, projected ? P : H});
-    if (projected) w_hr = checked_list(op, "weight_hr", weight_hr, dtype, D, "[P, H]", {P, H});
+    const bool projected = given[0][kWeightHr].has_value();
+    STD_TORCH_CHECK(given[0][kBiasIh].has_value() == given[0][kBiasHh].has_value(), op,
+                    ": bias_ih and bias_hh must both be there or both be None");
     if (x.stride(1) != 1 && I > 1) x = torch::stable::contiguous(x);
+    for (int64_t d = 0; d < 2; ++d) {
+      static constexpr const char* kNames[2][5] = {
+          {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"},
+          {"weight_ih_reverse", "weight_hh_reverse", "bias_ih_reverse", "bias_hh_reverse",
+           "weight_hr_reverse"}};
+      const auto check = [&](int kind, const char* symbols, std::initializer_list<int64_t> shape) {
+        const bool expected = d < D && given[0][kind].has_value();
+        STD_TORCH_CHECK(given[d][kind].has_value() == expected, op, ": ", kNames[d][kind],
+                        expected ? " must be there, got None" : " must be None, got a tensor");
+        weights[d][kind] =
+            checked_optional(op, kNames[d][kind], given[d][kind], dtype, symbols, shape);
+      };
+      check(kWeightIh, "[gates * H, I]", {rows, I});
+      check(kWeightHh, "[gates * H, P]", {rows, projected ? P : H});
+      check(kBiasIh, "[gates * H]", {rows});
+      check(kBiasHh, "[gates * H]", {rows});
+      check(kWeightHr, "[P, H]", {P, H});
+    }
   }
 
-  Weights weights(int64_t d) const {
-    return {w_ih[d].const_data_ptr(), w_hh[d].const_data_ptr(), nullptr, nullptr,
-            w_hr.empty() ? nullptr : w_hr[d].const_data_ptr()};
+  Weights pointers(int64_t d) const {
+    const auto& [ih, hh, b_ih, b_hh, hr] = weights[d];
+    return {pointer(ih), pointer(hh), pointer(b_ih), pointer(b_hh), pointer(hr)};
   }
 };
 
@@ -239,9 +238,7 @@ struct ForwardResult {
 
 ForwardResult run_forward(const char* op, int64_t num_gates, bool training, const Tensor& x,
                           const OptionalTensor& h_0, const OptionalTensor& c_0,
-                          const TensorList& weight_ih, const TensorList& weight_hh,
-                          const TensorList& bias_ih, const TensorList& bias_hh,
-                          const TensorList& weight_hr, const Tensor& batch_sizes,
+                          const WeightTensors& weights, const Tensor& batch_sizes,
                           const OptionalTensor& rows, const OptionalTensor& reverse,
                           const Tensor& initial_row, const Tensor& final_row, int64_t num_rows) {
   const bool is_lstm = num_gates == 4;
@@ -249,19 +246,9 @@ ForwardResult run_forward(const char* op, int64_t num_gates, bool training, cons
 
   Forward p{};
   Call& call = p.call;
-  const CheckedInput input(op, num_gates, x, weight_ih, weight_hh, weight_hr, call);
+  const CheckedInput input(op, num_gates, x, weights, call);
   const int64_t D = call.num_directions, H = call.hidden_size, P = call.output_size;
-  TensorList b_ih, b_hh;
-  const bool biased = !bias_ih.empty() || !bias_hh.empty();
-  if (biased) {
-    b_ih = checked_list(op, "bias_ih", bias_ih, dtype, D, "[gates * H]", {num_gates * H});
-    b_hh = checked_list(op, "bias_hh", bias_hh, dtype, D, "[gates * H]", {num_gates * H});
-  }
-  for (int64_t d = 0; d < D; ++d) {
-    p.weights[d] = input.weights(d);
-    if (biased) p.weights[d].bias_ih = b_ih[d].const_data_ptr();
-    if (biased) p.weights[d].bias_hh = b_hh[d].const_data_ptr();
-  }
+  for (int64_t d = 0; d < D; ++d) p.weights[d] = input.pointers(d);
   const CheckedLayout checked(op, x.size(0), D, batch_sizes, rows, reverse, initial_row, final_row,
                               num_rows);
   call.layout = checked.layout;
@@ -313,8 +300,7 @@ struct BackwardResult {
 BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTensor& d_out,
                             const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
                             const Tensor& x, const OptionalTensor& h_0, const OptionalTensor& c_0,
-                            const TensorList& weight_ih, const TensorList& weight_hh,
-                            const TensorList& weight_hr, const Tensor& batch_sizes,
+                            const WeightTensors& weights, const Tensor& batch_sizes,
                             const OptionalTensor& rows, const OptionalTensor& reverse,
                             const Tensor& initial_row, const Tensor& final_row, int64_t num_rows,
                             const Tensor& out, const Tensor& gates, const OptionalTensor& cells,
@@ -325,11 +311,11 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
 
   Backward p{};
   Call& call = p.call;
-  const CheckedInput checked_x(op, num_gates, x, weight_ih, weight_hh, weight_hr, call);
+  const CheckedInput input(op, num_gates, x, weights, call);
   const int64_t D = call.num_directions, I = call.input_size;
   const int64_t H = call.hidden_size, P = call.output_size, R = x.size(0);
-  const bool projected = !weight_hr.empty();
-  for (int64_t d = 0; d < D; ++d) p.weights[d] = checked_x.weights(d);
+  const bool projected = weights[0][kWeightHr].has_value();
+  for (int64_t d = 0; d < D; ++d) p.weights[d] = input.pointers(d);
   const CheckedLayout checked(op, R, D, batch_sizes, rows, reverse, initial_row, final_row,
                               num_rows);
   call.layout = checked.layout;
@@ -376,8 +362,8 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
   p.d_out = pointer(d_output);
   p.d_h_n = pointer(d_h);
   p.d_c_n = pointer(d_c);
-  p.x = checked_x.x.const_data_ptr();
-  p.x_stride = checked_x.x.stride(0);
+  p.x = input.x.const_data_ptr();
+  p.x_stride = input.x.stride(0);
   p.h_0 = pointer(h);
   p.c_0 = pointer(c);
   p.out = pointer(output);
@@ -401,86 +387,92 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
   return result;
 }
 
-std::tuple<Tensor, Tensor, Tensor> lstm_inference(
-    const Tensor& x, const OptionalTensor& h_0, const OptionalTensor& c_0,
-    const TensorList& weight_ih, const TensorList& weight_hh, const TensorList& bias_ih,
-    const TensorList& bias_hh, const TensorList& weight_hr, const Tensor& batch_sizes,
-    const OptionalTensor& rows, const OptionalTensor& reverse, const Tensor& initial_row,
-    const Tensor& final_row, int64_t num_rows) {
-  ForwardResult r = run_forward("varlen_rnn::lstm_inference", 4, false, x, h_0, c_0, weight_ih,
-                                weight_hh, bias_ih, bias_hh, weight_hr, batch_sizes, rows, reverse,
-                                initial_row, final_row, num_rows);
-  return {r.out, r.h_n, *r.c_n};
-}
+// The ops, with their arguments in the order of library.cpp.
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward(
-    const Tensor& x, const OptionalTensor& h_0, const OptionalTensor& c_0,
-    const TensorList& weight_ih, const TensorList& weight_hh, const TensorList& bias_ih,
-    const TensorList& bias_hh, const TensorList& weight_hr, const Tensor& batch_sizes,
-    const OptionalTensor& rows, const OptionalTensor& reverse, const Tensor& initial_row,
-    const Tensor& final_row, int64_t num_rows) {
-  ForwardResult r =
-      run_forward("varlen_rnn::lstm_forward", 4, true, x, h_0, c_0, weight_ih, weight_hh, bias_ih,
-                  bias_hh, weight_hr, batch_sizes, rows, reverse, initial_row, final_row, num_rows);
-  return {r.out, r.h_n, *r.c_n, *r.gates, *r.cells};
+template <bool training>
+auto lstm(const Tensor& x, const OptionalTensor& h_0, const OptionalTensor& c_0,
+          const Tensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& bias_ih,
+          const OptionalTensor& bias_hh, const OptionalTensor& weight_hr,
+          const OptionalTensor& weight_ih_reverse, const OptionalTensor& weight_hh_reverse,
+          const OptionalTensor& bias_ih_reverse, const OptionalTensor& bias_hh_reverse,
+          const OptionalTensor& weight_hr_reverse, const Tensor& batch_sizes,
+          const OptionalTensor& rows, const OptionalTensor& reverse, const Tensor& initial_row,
+          const Tensor& final_row, int64_t num_rows) {
+  const WeightTensors weights = {{{weight_ih, weight_hh, bias_ih, bias_hh, weight_hr},
+                                  {weight_ih_reverse, weight_hh_reverse, bias_ih_reverse,
+                                   bias_hh_reverse, weight_hr_reverse}}};
+  const char* op = training ? "varlen_rnn::lstm_forward" : "varlen_rnn::lstm_inference";
+  ForwardResult r = run_forward(op, 4, training, x, h_0, c_0, weights, batch_sizes, rows, reverse,
+                                initial_row, final_row, num_rows);
+  if constexpr (training) {
+    return std::make_tuple(r.out, r.h_n, *r.c_n, *r.gates, *r.cells);
+  } else {
+    return std::make_tuple(r.out, r.h_n, *r.c_n);
+  }
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward(
-    OptionalTensor d_out, OptionalTensor d_h_n, OptionalTensor d_c_n, const Tensor& x,
-    OptionalTensor h_0, OptionalTensor c_0, TensorList weight_ih, TensorList weight_hh,
-    TensorList weight_hr, const Tensor& batch_sizes, OptionalTensor rows, OptionalTensor reverse,
-    const Tensor& initial_row, const Tensor& final_row, int64_t num_rows, const Tensor& out,
-    const Tensor& gates, const Tensor& cells, bool needs_x, bool needs_weights) {
-  BackwardResult r =
-      run_backward("varlen_rnn::lstm_backward", 4, d_out, d_h_n, d_c_n, x, h_0, c_0, weight_ih,
-                   weight_hh, weight_hr, batch_sizes, rows, reverse, initial_row, final_row,
-                   num_rows, out, gates, cells, needs_x, needs_weights);
+    const OptionalTensor& d_out, const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
+    const Tensor& x, const OptionalTensor& h_0, const OptionalTensor& c_0, const Tensor& weight_ih,
+    const Tensor& weight_hh, const OptionalTensor& weight_hr,
+    const OptionalTensor& weight_ih_reverse, const OptionalTensor& weight_hh_reverse,
+    const OptionalTensor& weight_hr_reverse, const Tensor& batch_sizes, const OptionalTensor& rows,
+    const OptionalTensor& reverse, const Tensor& initial_row, const Tensor& final_row,
+    int64_t num_rows, const Tensor& out, const Tensor& gates, const Tensor& cells, bool needs_x,
+    bool needs_weights) {
+  const WeightTensors weights = {
+      {{weight_ih, weight_hh, {}, {}, weight_hr},
+       {weight_ih_reverse, weight_hh_reverse, {}, {}, weight_hr_reverse}}};
+  BackwardResult r = run_backward("varlen_rnn::lstm_backward", 4, d_out, d_h_n, d_c_n, x, h_0, c_0,
+                                  weights, batch_sizes, rows, reverse, initial_row, final_row,
+                                  num_rows, out, gates, cells, needs_x, needs_weights);
   return {r.d_x,         r.d_h_0,     *r.d_c_0,    r.d_weight_ih,
           r.d_weight_hh, r.d_bias_ih, r.d_bias_hh, *r.d_weight_hr};
 }
 
-std::tuple<Tensor, Tensor> gru_inference(const Tensor& x, const OptionalTensor& h_0,
-                                         const TensorList& weight_ih, const TensorList& weight_hh,
-                                         const TensorList& bias_ih, const TensorList& bias_hh,
-                                         const Tensor& batch_sizes, const OptionalTensor& rows,
-                                         const OptionalTensor& reverse, const Tensor& initial_row,
-                                         const Tensor& final_row, int64_t num_rows) {
-  ForwardResult r =
-      run_forward("varlen_rnn::gru_inference", 3, false, x, h_0, {}, weight_ih, weight_hh, bias_ih,
-                  bias_hh, {}, batch_sizes, rows, reverse, initial_row, final_row, num_rows);
-  return {r.out, r.h_n};
-}
-
-std::tuple<Tensor, Tensor, Tensor> gru_forward(
-    const Tensor& x, const OptionalTensor& h_0, const TensorList& weight_ih,
-    const TensorList& weight_hh, const TensorList& bias_ih, const TensorList& bias_hh,
-    const Tensor& batch_sizes, const OptionalTensor& rows, const OptionalTensor& reverse,
-    const Tensor& initial_row, const Tensor& final_row, int64_t num_rows) {
-  ForwardResult r =
-      run_forward("varlen_rnn::gru_forward", 3, true, x, h_0, {}, weight_ih, weight_hh, bias_ih,
-                  bias_hh, {}, batch_sizes, rows, reverse, initial_row, final_row, num_rows);
-  return {r.out, r.h_n, *r.gates};
+template <bool training>
+auto gru(const Tensor& x, const OptionalTensor& h_0, const Tensor& weight_ih,
+         const Tensor& weight_hh, const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
+         const OptionalTensor& weight_ih_reverse, const OptionalTensor& weight_hh_reverse,
+         const OptionalTensor& bias_ih_reverse, const OptionalTensor& bias_hh_reverse,
+         const Tensor& batch_sizes, const OptionalTensor& rows, const OptionalTensor& reverse,
+         const Tensor& initial_row, const Tensor& final_row, int64_t num_rows) {
+  const WeightTensors weights = {
+      {{weight_ih, weight_hh, bias_ih, bias_hh, {}},
+       {weight_ih_reverse, weight_hh_reverse, bias_ih_reverse, bias_hh_reverse, {}}}};
+  const char* op = training ? "varlen_rnn::gru_forward" : "varlen_rnn::gru_inference";
+  ForwardResult r = run_forward(op, 3, training, x, h_0, {}, weights, batch_sizes, rows, reverse,
+                                initial_row, final_row, num_rows);
+  if constexpr (training) {
+    return std::make_tuple(r.out, r.h_n, *r.gates);
+  } else {
+    return std::make_tuple(r.out, r.h_n);
+  }
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_backward(
-    OptionalTensor d_out, OptionalTensor d_h_n, const Tensor& x, OptionalTensor h_0,
-    TensorList weight_ih, TensorList weight_hh, const Tensor& batch_sizes, OptionalTensor rows,
-    OptionalTensor reverse, const Tensor& initial_row, const Tensor& final_row, int64_t num_rows,
-    const Tensor& out, const Tensor& gates, bool needs_x, bool needs_weights) {
+    const OptionalTensor& d_out, const OptionalTensor& d_h_n, const Tensor& x,
+    const OptionalTensor& h_0, const Tensor& weight_ih, const Tensor& weight_hh,
+    const OptionalTensor& weight_ih_reverse, const OptionalTensor& weight_hh_reverse,
+    const Tensor& batch_sizes, const OptionalTensor& rows, const OptionalTensor& reverse,
+    const Tensor& initial_row, const Tensor& final_row, int64_t num_rows, const Tensor& out,
+    const Tensor& gates, bool needs_x, bool needs_weights) {
+  const WeightTensors weights = {
+      {{weight_ih, weight_hh, {}, {}, {}}, {weight_ih_reverse, weight_hh_reverse, {}, {}, {}}}};
   BackwardResult r = run_backward("varlen_rnn::gru_backward", 3, d_out, d_h_n, {}, x, h_0, {},
-                                  weight_ih, weight_hh, {}, batch_sizes, rows, reverse, initial_row,
-                                  final_row, num_rows, out, gates, {}, needs_x, needs_weights);
+                                  weights, batch_sizes, rows, reverse, initial_row, final_row,
+                                  num_rows, out, gates, {}, needs_x, needs_weights);
   return {r.d_x, r.d_h_0, r.d_weight_ih, r.d_weight_hh, r.d_bias_ih, r.d_bias_hh};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(varlen_rnn, CPU, m) {
-  m.impl("lstm_inference", TORCH_BOX(&lstm_inference));
-  m.impl("lstm_forward", TORCH_BOX(&lstm_forward));
+  m.impl("lstm_inference", TORCH_BOX(&lstm<false>));
+  m.impl("lstm_forward", TORCH_BOX(&lstm<true>));
   m.impl("lstm_backward", TORCH_BOX(&lstm_backward));
-  m.impl("gru_inference", TORCH_BOX(&gru_inference));
-  m.impl("gru_forward", TORCH_BOX(&gru_forward));
+  m.impl("gru_inference", TORCH_BOX(&gru<false>));
+  m.impl("gru_forward", TORCH_BOX(&gru<true>));
   m.impl("gru_backward", TORCH_BOX(&gru_backward));
 }
 
