@@ -42,5 +42,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("available_cpu_isas", &available_cpu_isas);
   m.def("cpu_isa", [] { return varlen_rnn::kernels().name; });
+  m.def("set_workers_may_wait", &varlen_rnn::set_workers_may_wait, py::arg("value"));
   m.def("set_cpu_isa", &set_cpu_isa, py::arg("name"));
 }

@@ -67,3 +67,16 @@ def test_no_deadlock(scenario: Callable[[], None]) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_without_teams_the_bits_are_the_same(rnn: nn.RNNBase) -> None:
+    """Where torch's threads may queue parts of a loop, no worker may wait for another."""
+    from varlen_rnn import _C
+
+    torch.set_num_threads(2)
+    expected = output(rnn, batch())
+    _C.set_workers_may_wait(False)
+    try:
+        assert_bitwise(output(rnn, batch()), expected)
+    finally:
+        _C.set_workers_may_wait(True)

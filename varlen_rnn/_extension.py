@@ -6,7 +6,7 @@ import functools
 import os
 import warnings
 
-import torch  # noqa: F401  (its shared libraries must be in memory before the extension's)
+import torch  # its shared libraries must be in memory before the extension's
 
 DISABLE = "VARLEN_RNN_DISABLE_EXTENSION"
 
@@ -23,6 +23,8 @@ def _load() -> str | None:
         from varlen_rnn import _C
     except ImportError as error:
         return str(error)
+    # Only OpenMP runs all parts of a parallel loop at the same time.
+    _C.set_workers_may_wait("ATen parallel backend: OpenMP" in torch.__config__.parallel_info())
     wanted = os.environ.get("VARLEN_RNN_CPU_ISA")
     if wanted:
         _C.set_cpu_isa(wanted)

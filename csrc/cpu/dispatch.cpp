@@ -70,7 +70,12 @@ std::atomic<const Kernels*>& in_use() {
   return kernels;
 }
 
+std::atomic<bool> waiting_allowed{true};
+
 }  // namespace
+
+void set_workers_may_wait(bool value) { waiting_allowed.store(value, std::memory_order_relaxed); }
+bool workers_may_wait() { return waiting_allowed.load(std::memory_order_relaxed); }
 
 int available_instruction_sets(const char* names[kMaxInstructionSets]) {
   const Kernels* table[kMaxInstructionSets];

@@ -1,4 +1,4 @@
-// Which instruction set's kernels run.
+// Which instruction set's kernels run, and on what kind of threads.
 #pragma once
 
 #include "params.h"
@@ -16,5 +16,10 @@ const Kernels& kernels();
 
 // Forces a set; false, and nothing changes, if it is not available.
 bool use_instruction_set(const char* name);
+
+// Whether workers may wait for each other: only where all ranges of a ParallelFor run at the same
+// time, as OpenMP's do, and not where a pool may queue some of them. True at first.
+void set_workers_may_wait(bool value);
+bool workers_may_wait();
 
 }  // namespace varlen_rnn

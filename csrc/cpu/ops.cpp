@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <limits>
 #include <tuple>
 
 #include "cpu/dispatch.h"
@@ -170,7 +171,8 @@ template <class Params>
 void run_kernel(Params& p, double flops, size_t (*scratch)(const Params&),
                 void (*kernel)(const Params&)) {
   p.call.num_workers = num_workers(flops);
-  p.call.barrier_cycles = kBarrierCycles;
+  p.call.barrier_cycles =
+      workers_may_wait() ? kBarrierCycles : std::numeric_limits<double>::infinity();
   p.call.parallel_for = p.call.num_workers > 1 ? parallel_for : serial_for;
   const Scratch memory(scratch(p));
   p.call.scratch = memory.data();

@@ -39,6 +39,13 @@ VR_INLINE uint32_t bits_from_float(float x) {
 
 VR_INLINE float from_bfloat16(uint16_t x) { return float_from_bits(uint32_t{x} << 16); }
 
+// A whole vector of them, which compilers do not make of the above.
+VR_INLINE Vec<float> from_bfloat16(const uint16_t* p) {
+  typedef uint16_t Narrow __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+  typedef uint32_t Wide __attribute__((vector_size(kVectorBytes)));
+  return (Vec<float>)(__builtin_convertvector(*reinterpret_cast<const Narrow*>(p), Wide) << 16);
+}
+
 // Rounds to nearest, ties to even; NaN stays NaN.
 VR_INLINE uint16_t to_bfloat16(float x) {
   const uint32_t bits = bits_from_float(x);
@@ -57,6 +64,18 @@ VR_INLINE float from_float16(uint16_t x) {
   const float scaled = float_from_bits(magnitude << 13) * 0x1p112f;
   const uint32_t special = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
   return float_from_bits(bits_from_float(scaled) | special | sign);
+#endif
+}
+
+VR_INLINE Vec<float> from_float16(const uint16_t* p) {
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__F16C__)
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  float lanes[kLanes<float>];
+  for (int i = 0; i < kLanes<float>; ++i) lanes[i] = from_float16(p[i]);
+  return load(lanes);
 #endif
 }
 
@@ -93,9 +112,13 @@ inline void store_row(void* to, const double* from, Dtype, int64_t n) {
 inline void load_row(float* to, const void* from, Dtype dtype, int64_t n) {
   const uint16_t* half = static_cast<const uint16_t*>(from);
   if (dtype == Dtype::kBFloat16) {
-    for (int64_t i = 0; i < n; ++i) to[i] = from_bfloat16(half[i]);
+    int64_t i = 0;
+    for (; i + kLanes<float> <= n; i += kLanes<float>) store(to + i, from_bfloat16(half + i));
+    for (; i < n; ++i) to[i] = from_bfloat16(half[i]);
   } else if (dtype == Dtype::kFloat16) {
-    for (int64_t i = 0; i < n; ++i) to[i] = from_float16(half[i]);
+    int64_t i = 0;
+    for (; i + kLanes<float> <= n; i += kLanes<float>) store(to + i, from_float16(half + i));
+    for (; i < n; ++i) to[i] = from_float16(half[i]);
   } else {
     std::memcpy(to, from, static_cast<size_t>(n) * sizeof(float));
   }

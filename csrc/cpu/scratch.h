@@ -1,39 +1,62 @@
-// Memory that one call needs and frees again.
+// Memory that kernels work in, for the time of one call.
 #pragma once
 
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
 
+#include <atomic>
 #include <cstddef>
 #include <cstdlib>
 #include <new>
 
 namespace varlen_rnn {
 
+// One block of at most kKept bytes stays from call to call. The system hands out fresh memory page
+// by page, at the first write to each, and clears it: that can take longer than all of a call's
+// arithmetic.
 class Scratch {
  public:
-  explicit Scratch(size_t bytes) {
-    const size_t alignment = bytes < kLarge ? 64 : kHugePage;
-    memory_ = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-    if (memory_ == nullptr && bytes > 0) throw std::bad_alloc();
+  explicit Scratch(size_t bytes) : block_(kept().exchange(nullptr)) {
+    bytes += sizeof(Block);
+    if (block_ != nullptr && block_->bytes >= bytes) return;
+    std::free(block_);
+    const size_t alignment = bytes < kLarge ? alignof(Block) : kHugePage;
+    bytes = (bytes + alignment - 1) / alignment * alignment;
+    void* memory = std::aligned_alloc(alignment, bytes);
+    if (memory == nullptr) throw std::bad_alloc();
 #ifdef __linux__
-    // The system hands out fresh memory page by page, at the first write to each: a fault for every
-    // 2 MB costs far less than one for every 4 KB. It is free to ignore the advice.
-    if (bytes >= kLarge) madvise(memory_, bytes, MADV_HUGEPAGE);
+    // A fault for every 2 MB costs far less than one for every 4 KB.
+    if (bytes >= kLarge) madvise(memory, bytes, MADV_HUGEPAGE);
 #endif
+    block_ = new (memory) Block{bytes};
   }
-  ~Scratch() { std::free(memory_); }
+  ~Scratch() {
+    Block* none = nullptr;
+    if (block_->bytes <= kKept && kept().compare_exchange_strong(none, block_)) return;
+    std::free(block_);
+  }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
-  void* data() const { return memory_; }
+  void* data() const { return block_ + 1; }
 
  private:
+  struct alignas(64) Block {  // the memory follows
+    size_t bytes;
+  };
   static constexpr size_t kHugePage = size_t{2} << 20;
   static constexpr size_t kLarge = 4 * kHugePage;
+  static constexpr size_t kKept = size_t{64} << 20;  // more than 1024 units' weights, packed
 
-  void* memory_;
+  // Of calls that run at the same time only one finds the block, and without a lock: a lock could
+  // be taken when the process forks.
+  static std::atomic<Block*>& kept() {
+    static std::atomic<Block*> block{nullptr};
+    return block;
+  }
+
+  Block* block_;
 };
 
 }  // namespace varlen_rnn
