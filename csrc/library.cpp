@@ -34,7 +34,9 @@ STABLE_TORCH_LIBRARY(varlen_rnn, m) {
       "Tensor? weight_hr_reverse, " VARLEN_RNN_LAYOUT
       ", Tensor out, Tensor gates, Tensor cells, bool needs_x, bool needs_weights) -> (Tensor d_x, "
       "Tensor d_h_0, Tensor d_c_0, Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias_ih, "
-      "Tensor d_bias_hh, Tensor d_weight_hr)");
+      "Tensor d_bias_hh, Tensor d_weight_hr, Tensor d_weight_ih_reverse, Tensor "
+      "d_weight_hh_reverse, Tensor d_bias_ih_reverse, Tensor d_bias_hh_reverse, Tensor "
+      "d_weight_hr_reverse)");
 
   m.def("gru_inference(" VARLEN_RNN_GRU ") -> (Tensor out, Tensor h_n)");
   m.def("gru_forward(" VARLEN_RNN_GRU ") -> (Tensor out, Tensor h_n, Tensor gates)");
@@ -42,5 +44,7 @@ STABLE_TORCH_LIBRARY(varlen_rnn, m) {
       "gru_backward(Tensor? d_out, Tensor? d_h_n, Tensor x, Tensor? h_0, Tensor weight_ih, "
       "Tensor weight_hh, Tensor? weight_ih_reverse, Tensor? weight_hh_reverse, " VARLEN_RNN_LAYOUT
       ", Tensor out, Tensor gates, bool needs_x, bool needs_weights) -> (Tensor d_x, Tensor d_h_0, "
-      "Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias_ih, Tensor d_bias_hh)");
+      "Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias_ih, Tensor d_bias_hh, Tensor "
+      "d_weight_ih_reverse, Tensor d_weight_hh_reverse, Tensor d_bias_ih_reverse, Tensor "
+      "d_bias_hh_reverse)");
 }

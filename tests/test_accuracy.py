@@ -41,6 +41,7 @@ ULP = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10
 NARROW = pytest.mark.parametrize(
     "dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"]
 )
+FEW_TOKENS = tuple(range(20, 4, -2))
 LARGE = [
     Config(
         cell=cell,
@@ -54,16 +55,23 @@ LARGE = [
         form="packed",
         with_hx=True,
         threads=1,
-        lengths=tuple(range(20, 4, -2)),
-        num_steps=20,
+        lengths=lengths,
+        num_steps=lengths[0],
         seed=seed,
     )
-    for seed, (cell, input_size, hidden_size, proj_size) in enumerate(
-        [("lstm", 100, 300, 100)]
+    for seed, (cell, input_size, hidden_size, proj_size, lengths) in enumerate(
+        [("lstm", 100, 300, 100, FEW_TOKENS)]
         + [
-            (cell, i, h, 0)
+            (cell, *sizes)
             for cell in CELLS
-            for i, h in ((129, 129), (1, 256), (512, 64), (512, 512))
+            for sizes in (
+                (129, 129, 0, FEW_TOKENS),
+                (1, 256, 0, FEW_TOKENS),
+                (512, 64, 0, FEW_TOKENS),
+                (512, 512, 0, FEW_TOKENS),
+                (96, 64, 0, (200,) * 8),
+                (64, 128, 0, (50,) * 64),
+            )
         ]
     )
 ]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import CELLS, HAS_EXTENSION, OURS
+from helpers import CELLS, HAS_EXTENSION, OURS, assert_bitwise
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.checkpoint import checkpoint
 
 both_cells = pytest.mark.parametrize("cell", CELLS)
 LENGTHS = [4, 0, 3]
@@ -119,3 +120,30 @@ def test_a_graph_of_gradients_of_a_batch_without_tokens(cell: str) -> None:
     inputs = [x, *rnn.parameters()]
     for gradient in torch.autograd.grad(out.sum(), inputs, create_graph=True):
         assert gradient.count_nonzero() == 0
+
+
+@both_cells
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_activation_checkpointing(cell: str, use_reentrant: bool) -> None:
+    model = Tagger(cell)
+    x = torch.randn(3, 4, 3, requires_grad=True)
+    leaves = [x, *model.parameters()]
+    expected = torch.autograd.grad(model(x).sum(), leaves)
+    checkpoint(model, x, use_reentrant=use_reentrant).sum().backward()
+    for leaf, gradient in zip(leaves, expected, strict=True):
+        assert leaf.grad is not None
+        assert_bitwise(leaf.grad, gradient)
+
+
+@both_cells
+def test_directions_have_gradients_of_their_own(cell: str) -> None:
+    """One may be changed in place while a graph holds the other, and be freed without it."""
+    rnn = OURS[cell](3, 5, bidirectional=True)
+    rnn(torch.randn(4, 2, 3))[0].sum().backward()
+    gradients = [parameter.grad for parameter in rnn.parameters()]
+    storages = [g.untyped_storage() for g in gradients if g is not None]
+    assert len({s.data_ptr() for s in storages}) == len(storages) == 8
+    scale = torch.ones((), requires_grad=True)
+    loss = (scale * gradients[0]).sum()
+    gradients[4].mul_(0.5)
+    loss.backward()

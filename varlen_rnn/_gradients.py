@@ -76,25 +76,29 @@ def differentiable(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
         @staticmethod
         def backward(ctx: Any, *d_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
             wanted = d_outputs[: 1 + cell.num_states]
-            device_type = ctx.saved_tensors[0].device.type
+            saved = ctx.saved_tensors  # once: reading unpacks, which checkpoints allow once
+            device_type = saved[0].device.type
             if not torch.is_autocast_enabled(device_type):
-                return _gradients(ctx, cell, wanted)
+                return _gradients(ctx, saved, cell, wanted)
             # Gradients keep the forward pass's dtypes.
             with torch.autocast(device_type, enabled=False):
-                return _gradients(ctx, cell, wanted)
+                return _gradients(ctx, saved, cell, wanted)
 
-    Function.__name__ = f"varlen_rnn_{cell.name}"
-    apply: Callable[..., tuple[Tensor, ...]] = Function.apply
+    # Named after the cell: what print(out.grad_fn) shows.
+    named: Any = type(cell.name.upper(), (Function,), {})
+    apply: Callable[..., tuple[Tensor, ...]] = named.apply
     return apply
 
 
-def _gradients(ctx: Any, cell: Cell, d_outputs: Tensors) -> tuple[Tensor | None, ...]:
+def _gradients(
+    ctx: Any, saved: Sequence[Any], cell: Cell, d_outputs: Tensors
+) -> tuple[Tensor | None, ...]:
     """The gradients of the forward op's arguments, None where none is needed."""
-    x, *tensors = ctx.saved_tensors
+    x, *tensors = saved
     first = cell.num_states + 2 * cell.num_kinds
     states, weights = tensors[: cell.num_states], tensors[cell.num_states : first]
     arrays = (*tensors[first : first + _NUM_ARRAYS - 1], ctx.num_rows)
-    saved = tensors[first + _NUM_ARRAYS - 1 :]
+    results = tensors[first + _NUM_ARRAYS - 1 :]
     if _wants_more(d_outputs):
         return _differentiable(cell, x, states, weights, arrays, d_outputs)
     needs_x, *needs = ctx.needs_input_grad[: 1 + first]
@@ -110,7 +114,7 @@ def _gradients(ctx: Any, cell: Cell, d_outputs: Tensors) -> tuple[Tensor | None,
         *reverse[:2],
         *reverse[4:],
         *arrays,
-        *saved,
+        *results,
         needs_x,
         any(needs_weights),
     )
@@ -118,10 +122,7 @@ def _gradients(ctx: Any, cell: Cell, d_outputs: Tensors) -> tuple[Tensor | None,
     return (
         d_x if needs_x else None,
         *(d if need else None for need, d in zip(needs, d_states, strict=False)),
-        *(
-            d_weights[i % cell.num_kinds][i // cell.num_kinds] if need else None
-            for i, need in enumerate(needs_weights)
-        ),
+        *(d if need else None for need, d in zip(needs_weights, d_weights, strict=True)),
         *[None] * _NUM_ARRAYS,
     )
 

@@ -6,7 +6,7 @@ that make layouts:
 - ``varlen_rnn::lstm_inference``, ``gru_inference``: outputs and final states, nothing saved.
 - ``varlen_rnn::lstm_forward``, ``gru_forward``: the same, and what the backward pass reads.
 - ``varlen_rnn::lstm_backward``, ``gru_backward``: from the outputs' gradients to those of all the
-  layer's arguments; weights' gradients are stacked over directions.
+  layer's arguments.
 - ``varlen_rnn::layout_from_lengths``, ``reverse_order``: what :mod:`varlen_rnn.layout` makes.
 
 Shapes are those of the legend in :mod:`varlen_rnn.layout`.
@@ -124,19 +124,19 @@ def _fake_backward(cell: Cell) -> Callable[..., Any]:
         directions = 1 if weights[cell.num_kinds - 2] is None else 2
         (rows, input_size), output_size = weight_ih.shape, weight_hh.shape[1]
         hidden_size = rows // cell.num_gates
-        wanted = directions if needs_weights else 0
         final_sizes = (output_size, hidden_size)[: cell.num_states]
+        shapes = [(rows, input_size), (rows, output_size), (rows,), (rows,)]
+        d_weights = []
+        for direction in range(2):
+            there = needs_weights and direction < directions
+            d_weights += [x.new_empty(shape if there else (0, *shape[1:])) for shape in shapes]
+            for weight in weight_hr:
+                projected = there and weight is not None
+                d_weights.append(x.new_empty(output_size if projected else 0, hidden_size))
         return (
             x.new_empty(x.shape[0] if needs_x else 0, input_size),
             *(x.new_empty(directions, num_rows, size) for size in final_sizes),
-            x.new_empty(wanted, rows, input_size),
-            x.new_empty(wanted, rows, output_size),
-            x.new_empty(wanted, rows),
-            x.new_empty(wanted, rows),
-            *(
-                x.new_empty(0 if weight is None else wanted, output_size, hidden_size)
-                for weight in weight_hr
-            ),
+            *d_weights,
         )
 
     return fake

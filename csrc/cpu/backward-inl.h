@@ -56,7 +56,7 @@ struct BackwardWorkspace {
   };
   struct WeightGradient {
     const void **x, **h, **hidden;
-    T *left, *panel, *sums;
+    T *left, *panel, *span, *sum;
   };
 
   // Rows of the input's gradient that are computed at a time: whole tiles.
@@ -133,7 +133,8 @@ struct BackwardWorkspace {
     own.hidden = arena.take<const void*>(chunk);
     own.left = arena.take<T>(ceil_div(tiles, num_workers) * LeftColumns<T>::tile_size(chunk));
     own.panel = arena.take<T>(chunk * kProductWidth<T>);
-    own.sums = arena.take<T>(tiles * kOuterRows);
+    own.span = arena.take<T>(tiles * kOuterRows);
+    own.sum = arena.take<T>(tiles * kOuterRows);
     return own;
   }
 };
@@ -352,7 +353,7 @@ void weight_gradients(const Backward& p, const BackwardWorkspace<T>& space, int6
     gates.multiply(own.x, dtype, ih, n > 0, own.panel);
     gates.multiply(own.h, dtype, hh, n > 0, own.panel);
 
-    add_rows(space.d_bias, own.sums, d_gates, space.ldg, gates.count, begin, end);
+    add_rows(space.d_bias, own.span, own.sum, d_gates, space.ldg, gates.count, begin, end);
 
     if (space.projected) {
       LeftColumns<T> outputs = {share(P), gates.count, own.left};

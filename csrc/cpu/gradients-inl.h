@@ -18,9 +18,11 @@ namespace varlen_rnn::VARLEN_RNN_ISA {
 inline constexpr int kOuterRows = kMaxTileRows<kProductVectors>;
 // Tokens whose products are summed up before they are added to the gradient.
 inline constexpr int64_t kChunk = 512;
+// And of these, tokens whose products make one chain: shorter than kSpan, because sums over tokens
+// are compared with a library's that adds up a product a step.
 inline constexpr int64_t kTokenSpan = 32;
 
-// c[r][v] = sum over k of a[k][r] * b[k][v], k in spans as in `multiply`.
+// c[r][v] = sum over k of a[k][r] * b[k][v].
 template <class T>
 __attribute__((noinline)) void outer_tile(const T* a, const T* b, int64_t count, T* c) {
   for (int64_t first = 0; first < count; first += kTokenSpan) {
@@ -55,20 +57,22 @@ __attribute__((noinline)) void outer_tile(const T* a, const T* b, int64_t count,
   }
 }
 
-// Adds `count` rows, `ld` apart, to `to`, in columns [begin, end). The sums of short spans keep the
-// error where that of a library's sum is; `span` has room for one.
+// Adds the sum of `count` rows, `ld` apart, to `to`, in columns [begin, end): sums of short spans are
+// added up in `sum`. `span` and `sum` have room for a row each.
 template <class T>
-void add_rows(T* to, T* span, const T* rows, int64_t ld, int64_t count, int64_t begin,
+void add_rows(T* to, T* span, T* sum, const T* rows, int64_t ld, int64_t count, int64_t begin,
               int64_t end) {
   constexpr int64_t kRows = 16;
+  for (int64_t j = begin; j < end; ++j) sum[j] = T{0};
   for (int64_t first = 0; first < count; first += kRows) {
     const int64_t last = count - first < kRows ? count : first + kRows;
     for (int64_t j = begin; j < end; ++j) span[j] = rows[first * ld + j];
     for (int64_t k = first + 1; k < last; ++k) {
       for (int64_t j = begin; j < end; ++j) span[j] += rows[k * ld + j];
     }
-    for (int64_t j = begin; j < end; ++j) to[j] += span[j];
+    for (int64_t j = begin; j < end; ++j) sum[j] += span[j];
   }
+  for (int64_t j = begin; j < end; ++j) to[j] += sum[j];
 }
 
 // One weight's gradient. Column j of the left factor belongs to row (j - first + shift) mod rows.

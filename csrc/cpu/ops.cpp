@@ -23,6 +23,20 @@ struct CheckedLayout {
   Layout layout{};
   TensorList keep;  // owners of the layout's pointers
   std::vector<int64_t> first_token;
+  std::vector<char>
+      is_token;  // of each flat row, whether it is no padding; empty if all are tokens
+
+  // Of each number below `bound` whether it is among `values`, where none may be twice.
+  std::vector<char> distinct(const char* op, const char* name, const int64_t* values,
+                             int64_t bound) const {
+    std::vector<char> found(static_cast<size_t>(bound), 0);
+    for (int64_t n = 0; n < layout.num_tokens; ++n) {
+      STD_TORCH_CHECK(!found[values[n]], op, ": ", name, " must not repeat, got ", values[n],
+                      " again at index ", n);
+      found[values[n]] = 1;
+    }
+    return found;
+  }
 
   const int64_t* array(const char* op, const char* name, const Tensor& tensor, const char* symbols,
                        int64_t size, int64_t lowest, int64_t bound) {
@@ -67,12 +81,14 @@ struct CheckedLayout {
     layout.num_segments = layout.num_steps == 0 ? 0 : layout.batch_sizes[0];
     if (rows.has_value()) {
       layout.rows = array(op, "rows", *rows, "[N]", layout.num_tokens, 0, num_flat_rows);
+      is_token = distinct(op, "rows", layout.rows, num_flat_rows);
     }
     STD_TORCH_CHECK(reverse.has_value() || num_directions == 1, op,
                     ": reverse must be [N] for two directions, got None");
     if (reverse.has_value()) {
       layout.reverse =
           array(op, "reverse", *reverse, "[N]", layout.num_tokens, 0, layout.num_tokens);
+      distinct(op, "reverse", layout.reverse, layout.num_tokens);
     }
     layout.initial_row =
         array(op, "initial_row", initial_row, "[G]", layout.num_segments, -1, num_rows);
@@ -180,10 +196,10 @@ void run_kernel(Params& p, double flops, size_t (*scratch)(const Params&),
 }
 
 // Flat rows that no token points at: padding. Kernels write the others.
-void zero_padding(const Layout& layout, const Tensor& out) {
+void zero_padding(const CheckedLayout& checked, const Tensor& out) {
+  const Layout& layout = checked.layout;
+  const std::vector<char>& is_token = checked.is_token;
   if (layout.num_tokens == layout.num_flat_rows) return;
-  std::vector<char> is_token(static_cast<size_t>(layout.num_flat_rows), 0);
-  for (int64_t n = 0; n < layout.num_tokens; ++n) is_token[layout.rows[n]] = 1;
   const int64_t bytes = out.size(1) * static_cast<int64_t>(out.element_size());
   char* data = static_cast<char*>(out.mutable_data_ptr());
   const int64_t grain = std::max<int64_t>(1, kMinimalBytes / bytes);
@@ -224,12 +240,6 @@ void zero_rows_with_segments(const Layout& layout, const Tensor& d_state) {
       if (row >= 0) std::memset(data + (d * layout.num_rows + row) * bytes, 0, bytes);
     }
   }
-}
-
-// The d-th part of a stacked tensor.
-void* part(const Tensor& stacked, int64_t d) {
-  return static_cast<char*>(stacked.mutable_data_ptr()) +
-         d * stacked.stride(0) * static_cast<int64_t>(stacked.element_size());
 }
 
 // A forward pass of either cell; c_n and cells are there for LSTM only.
@@ -279,7 +289,7 @@ ForwardResult run_forward(const char* op, int64_t num_gates, bool training, cons
   if (result.c_n) p.c_n = result.c_n->mutable_data_ptr();
   if (result.gates) p.gates = result.gates->mutable_data_ptr();
   if (result.cells) p.cells = result.cells->mutable_data_ptr();
-  zero_padding(call.layout, result.out);
+  zero_padding(checked, result.out);
   if (call.layout.num_tokens == 0) return result;
 
   const double flops = 2.0 * static_cast<double>(call.layout.num_tokens * D * num_gates * H) *
@@ -290,13 +300,12 @@ ForwardResult run_forward(const char* op, int64_t num_gates, bool training, cons
   return result;
 }
 
-// A backward pass of either cell; d_c_0 and d_weight_hr are there for LSTM only. Gradients that are
-// not wanted have no elements.
+// A backward pass of either cell; d_c_0 is there for LSTM only. Gradients that are not wanted, or of
+// weights that are not there, have no elements; those of biases are there without a bias, too.
 struct BackwardResult {
   Tensor d_x, d_h_0;
   OptionalTensor d_c_0;
-  Tensor d_weight_ih, d_weight_hh, d_bias_ih, d_bias_hh;
-  OptionalTensor d_weight_hr;
+  std::vector<std::vector<Tensor>> d_weights;  // by direction; kinds as in WeightTensors
 };
 
 BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTensor& d_out,
@@ -336,28 +345,31 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
   const OptionalTensor saved_cells =
       checked_optional(op, "cells", cells, compute, "[D, N, H]", {D, N, H});
 
-  const int64_t d_weights = needs_weights ? D : 0, rows_of_weights = num_gates * H;
   BackwardResult result{torch::stable::new_empty(x, {needs_x ? R : 0, I}),
                         states_like(x, d_h, {D, num_rows, P}),
                         {},
-                        torch::stable::new_empty(x, {d_weights, rows_of_weights, I}),
-                        torch::stable::new_empty(x, {d_weights, rows_of_weights, P}),
-                        torch::stable::new_empty(x, {d_weights, rows_of_weights}),
-                        torch::stable::new_empty(x, {d_weights, rows_of_weights}),
                         {}};
   zero_rows_with_segments(call.layout, result.d_h_0);
   if (is_lstm) {
     result.d_c_0 = states_like(x, d_c, {D, num_rows, H});
     zero_rows_with_segments(call.layout, *result.d_c_0);
-    result.d_weight_hr = torch::stable::new_empty(x, {projected ? d_weights : 0, P, H});
   }
-  if (needs_x) zero_padding(call.layout, result.d_x);
-  if (N == 0) {
-    for (Tensor* t :
-         {&result.d_weight_ih, &result.d_weight_hh, &result.d_bias_ih, &result.d_bias_hh}) {
-      torch::stable::zero_(*t);
+  const int64_t rows_of_weights = num_gates * H;
+  for (int64_t d = 0; d < 2; ++d) {
+    const int64_t some = needs_weights && d < D ? rows_of_weights : 0;
+    result.d_weights.push_back(
+        {torch::stable::new_empty(x, {some, I}), torch::stable::new_empty(x, {some, P}),
+         torch::stable::new_empty(x, {some}), torch::stable::new_empty(x, {some})});
+    if (is_lstm) {
+      const int64_t outputs = some > 0 && projected ? P : 0;
+      result.d_weights[d].push_back(torch::stable::new_empty(x, {outputs, H}));
     }
-    if (is_lstm) torch::stable::zero_(*result.d_weight_hr);
+  }
+  if (needs_x) zero_padding(checked, result.d_x);
+  if (N == 0) {
+    for (auto& direction : result.d_weights) {
+      for (Tensor& d_weight : direction) torch::stable::zero_(d_weight);
+    }
     return result;
   }
 
@@ -374,10 +386,11 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
   if (needs_x) p.d_x = result.d_x.mutable_data_ptr();
   p.d_h_0 = result.d_h_0.mutable_data_ptr();
   if (is_lstm) p.d_c_0 = result.d_c_0->mutable_data_ptr();
-  for (int64_t d = 0; d < d_weights; ++d) {
-    p.d_weights[d] = {part(result.d_weight_ih, d), part(result.d_weight_hh, d),
-                      part(result.d_bias_ih, d), part(result.d_bias_hh, d),
-                      projected ? part(*result.d_weight_hr, d) : nullptr};
+  for (int64_t d = 0; d < D && needs_weights; ++d) {
+    const std::vector<Tensor>& to = result.d_weights[d];
+    p.d_weights[d] = {to[kWeightIh].mutable_data_ptr(), to[kWeightHh].mutable_data_ptr(),
+                      to[kBiasIh].mutable_data_ptr(), to[kBiasHh].mutable_data_ptr(),
+                      projected ? to[kWeightHr].mutable_data_ptr() : nullptr};
   }
 
   const double products = static_cast<double>(P) + (needs_x ? static_cast<double>(I) : 0.0) +
@@ -413,23 +426,24 @@ auto lstm(const Tensor& x, const OptionalTensor& h_0, const OptionalTensor& c_0,
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward(
-    const OptionalTensor& d_out, const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
-    const Tensor& x, const OptionalTensor& h_0, const OptionalTensor& c_0, const Tensor& weight_ih,
-    const Tensor& weight_hh, const OptionalTensor& weight_hr,
-    const OptionalTensor& weight_ih_reverse, const OptionalTensor& weight_hh_reverse,
-    const OptionalTensor& weight_hr_reverse, const Tensor& batch_sizes, const OptionalTensor& rows,
-    const OptionalTensor& reverse, const Tensor& initial_row, const Tensor& final_row,
-    int64_t num_rows, const Tensor& out, const Tensor& gates, const Tensor& cells, bool needs_x,
-    bool needs_weights) {
+auto lstm_backward(const OptionalTensor& d_out, const OptionalTensor& d_h_n,
+                   const OptionalTensor& d_c_n, const Tensor& x, const OptionalTensor& h_0,
+                   const OptionalTensor& c_0, const Tensor& weight_ih, const Tensor& weight_hh,
+                   const OptionalTensor& weight_hr, const OptionalTensor& weight_ih_reverse,
+                   const OptionalTensor& weight_hh_reverse, const OptionalTensor& weight_hr_reverse,
+                   const Tensor& batch_sizes, const OptionalTensor& rows,
+                   const OptionalTensor& reverse, const Tensor& initial_row,
+                   const Tensor& final_row, int64_t num_rows, const Tensor& out,
+                   const Tensor& gates, const Tensor& cells, bool needs_x, bool needs_weights) {
   const WeightTensors weights = {
       {{weight_ih, weight_hh, {}, {}, weight_hr},
        {weight_ih_reverse, weight_hh_reverse, {}, {}, weight_hr_reverse}}};
   BackwardResult r = run_backward("varlen_rnn::lstm_backward", 4, d_out, d_h_n, d_c_n, x, h_0, c_0,
                                   weights, batch_sizes, rows, reverse, initial_row, final_row,
                                   num_rows, out, gates, cells, needs_x, needs_weights);
-  return {r.d_x,         r.d_h_0,     *r.d_c_0,    r.d_weight_ih,
-          r.d_weight_hh, r.d_bias_ih, r.d_bias_hh, *r.d_weight_hr};
+  const std::vector<Tensor>&f = r.d_weights[0], &b = r.d_weights[1];
+  return std::make_tuple(r.d_x, r.d_h_0, *r.d_c_0, f[0], f[1], f[2], f[3], f[4], b[0], b[1], b[2],
+                         b[3], b[4]);
 }
 
 template <bool training>
@@ -452,19 +466,20 @@ auto gru(const Tensor& x, const OptionalTensor& h_0, const Tensor& weight_ih,
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_backward(
-    const OptionalTensor& d_out, const OptionalTensor& d_h_n, const Tensor& x,
-    const OptionalTensor& h_0, const Tensor& weight_ih, const Tensor& weight_hh,
-    const OptionalTensor& weight_ih_reverse, const OptionalTensor& weight_hh_reverse,
-    const Tensor& batch_sizes, const OptionalTensor& rows, const OptionalTensor& reverse,
-    const Tensor& initial_row, const Tensor& final_row, int64_t num_rows, const Tensor& out,
-    const Tensor& gates, bool needs_x, bool needs_weights) {
+auto gru_backward(const OptionalTensor& d_out, const OptionalTensor& d_h_n, const Tensor& x,
+                  const OptionalTensor& h_0, const Tensor& weight_ih, const Tensor& weight_hh,
+                  const OptionalTensor& weight_ih_reverse, const OptionalTensor& weight_hh_reverse,
+                  const Tensor& batch_sizes, const OptionalTensor& rows,
+                  const OptionalTensor& reverse, const Tensor& initial_row, const Tensor& final_row,
+                  int64_t num_rows, const Tensor& out, const Tensor& gates, bool needs_x,
+                  bool needs_weights) {
   const WeightTensors weights = {
       {{weight_ih, weight_hh, {}, {}, {}}, {weight_ih_reverse, weight_hh_reverse, {}, {}, {}}}};
   BackwardResult r = run_backward("varlen_rnn::gru_backward", 3, d_out, d_h_n, {}, x, h_0, {},
                                   weights, batch_sizes, rows, reverse, initial_row, final_row,
                                   num_rows, out, gates, {}, needs_x, needs_weights);
-  return {r.d_x, r.d_h_0, r.d_weight_ih, r.d_weight_hh, r.d_bias_ih, r.d_bias_hh};
+  const std::vector<Tensor>&f = r.d_weights[0], &b = r.d_weights[1];
+  return std::make_tuple(r.d_x, r.d_h_0, f[0], f[1], f[2], f[3], b[0], b[1], b[2], b[3]);
 }
 
 }  // namespace

@@ -42,9 +42,10 @@ struct Case {
 };
 
 // As of an LSTM with four units a block.
-StepSize step_size(int64_t input_size, int64_t hidden_size) {
+StepSize step_size(int64_t input_size, int64_t hidden_size, int64_t grain = 2) {
   StepSize size{};
   size.blocks = ceil_div(hidden_size, 4);
+  size.grain = grain;
   size.vectors = 2;
   size.input = input_size;
   size.hidden = hidden_size;
@@ -74,10 +75,12 @@ void check_plan(const Case& c) {
   require(!by_units || c.size.by_units, "units are split only where they can be", c);
   require(!by_units || plan.team_size * c.num_directions <= c.num_workers,
           "there is a team for every direction", c);
-  require(!by_units || plan.team_size <= c.size.blocks / 2, "there are two blocks for a worker", c);
+  require(!by_units || plan.team_size <= c.size.blocks / c.size.grain,
+          "there is a grain of blocks for a worker", c);
   int64_t counter = 0;
   for (int64_t i = 0; i < plan.team_size && by_units; ++i) {
-    const Range blocks = Team(i, i + 1, plan.team_size, &counter).share(c.size.blocks, 2);
+    const Range blocks =
+        Team(i, i + 1, plan.team_size, &counter).share(c.size.blocks, c.size.grain);
     require(blocks.begin < blocks.end, "every worker of a team has units", c);
   }
   require(by_units || plan.parts * c.num_directions >=
@@ -181,7 +184,7 @@ Case random_case(std::mt19937_64& random) {
   }
   c.num_workers = 1 + below(below(2) == 0 ? 4 : 17);
   c.num_directions = 1 + below(2);
-  c.size = step_size(1 + below(300), 1 + below(below(2) == 0 ? 32 : 600));
+  c.size = step_size(1 + below(300), 1 + below(below(2) == 0 ? 32 : 600), 1 + below(2));
   c.size.vectors = 2 + below(2);
   c.size.by_units = below(8) > 0;
   const double barriers[] = {0, 100, kBarrier, kNever};
