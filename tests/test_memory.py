@@ -70,7 +70,7 @@ def test_inference_allocates_the_output_and_a_constant(
     for m in select(measurements, kind="inference", cell=cell, form=form):
         output = floats(m["flat_rows"] * m["hidden_size"])
         assert m["peak"] <= output + CONSTANT + arrays(m), m
-        assert m["peak"] >= output, f"measured less than there is: {m}"
+        assert m["peak"] >= output - ACCURACY, f"measured less than there is: {m}"
 
 
 def test_a_training_step_saves_six_hidden_sizes_a_token_and_layer(

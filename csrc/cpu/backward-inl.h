@@ -47,7 +47,7 @@ struct BackwardWorkspace {
   char* workers;
   size_t worker_bytes;
 
-  // What a worker has for itself, in each of the three phases.
+  // What a worker has for itself: in the recurrence, and for the products behind it.
   struct Recurrence {
     T *d_h, *d_c, *d_hidden, *previous;
   };
@@ -96,13 +96,11 @@ struct BackwardWorkspace {
     sums_ih = arena.take<T>(rounded ? Cell::kGates * H * I : 0);
     sums_hh = arena.take<T>(rounded ? Cell::kGates * H * P : 0);
     sums_hr = arena.take<T>(rounded && projected ? P * H : 0);
-    Arena recurrence(nullptr), input(nullptr), weight(nullptr);
+    Arena recurrence(nullptr), products(nullptr);
     take_recurrence(recurrence);
-    take_input_gradient(input);
-    take_weight_gradient(weight, call.num_workers);
-    worker_bytes = recurrence.used();
-    if (wants_x && input.used() > worker_bytes) worker_bytes = input.used();
-    if (wants_weights && weight.used() > worker_bytes) worker_bytes = weight.used();
+    if (wants_x) take_input_gradient(products);
+    if (wants_weights) take_weight_gradient(products, call.num_workers);
+    worker_bytes = recurrence.used() > products.used() ? recurrence.used() : products.used();
     workers = arena.take<char>(call.num_workers * static_cast<int64_t>(worker_bytes));
   }
 
@@ -177,6 +175,21 @@ inline const void* previous_h(const Backward& p, const Part& part, int64_t s, in
   return at(p.h_0, call.dtype, (d * call.layout.num_rows + row) * P);
 }
 
+// Asks for what a worker reads of the i-th segment's gates at step s: it lies far from what it reads
+// of other steps, and the processor does not foresee it.
+template <class T>
+void prefetch_gates(const Backward& p, const Part& part, int64_t s, int64_t i, Range units) {
+  const int64_t H = p.call.hidden_size;
+  const int64_t place = part.direction * p.call.layout.num_tokens + part.place(s, i);
+  const T* gates = static_cast<const T*>(p.gates) + place * 4 * H;
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+  for (int64_t gate = 0; gate < 4; ++gate) {
+    for (int64_t u = units.begin; u < units.end; u += kLine) {
+      __builtin_prefetch(gates + gate * H + u);
+    }
+  }
+}
+
 // The recurrence of one part, or of a part the units that this thread of the team takes.
 template <class Cell, class T>
 void backward_part(const Backward& p, const BackwardWorkspace<T>& space, int64_t worker, Team& team,
@@ -229,6 +242,7 @@ void backward_part(const Backward& p, const BackwardWorkspace<T>& space, int64_t
 
     for (int64_t i = 0; i < active; ++i) {
       const int64_t place = first_place + i * part.stride;
+      if (s > 0) prefetch_gates<T>(p, part, s - 1, i, units);
       TokenArgs<T> args{};
       args.gates = static_cast<const T*>(p.gates) + place * 4 * H + units.begin;
       args.d_h =
@@ -277,16 +291,15 @@ void backward_part(const Backward& p, const BackwardWorkspace<T>& space, int64_t
   }
 }
 
-// One worker's share of the tokens' d_x.
+// d_x of the tokens [n, end), from both directions.
 template <class Cell, class T>
-void input_gradient(const Backward& p, const BackwardWorkspace<T>& space, int64_t worker) {
+void input_gradient(const Backward& p, const BackwardWorkspace<T>& space,
+                    const typename BackwardWorkspace<T>::InputGradient& own, int64_t n,
+                    int64_t end) {
   const Call& call = p.call;
   const Layout& layout = call.layout;
   const int64_t I = call.input_size, N = layout.num_tokens, K = Cell::kGates * call.hidden_size;
-  Arena arena = space.worker(worker);
-  const typename BackwardWorkspace<T>::InputGradient own = space.take_input_gradient(arena);
-  const int64_t end = N * (worker + 1) / call.num_workers;
-  for (int64_t n = N * worker / call.num_workers; n < end; n += space.kInputRows) {
+  for (; n < end; n += space.kInputRows) {
     const int64_t count = end - n < space.kInputRows ? end - n : space.kInputRows;
     product<T>(space.d_gates + n * space.ldg, space.ldg, count, space.w_ih[0], K,
                space.input_blocks, {nullptr, 0}, own.d_x, space.ldx);
@@ -306,10 +319,12 @@ void input_gradient(const Backward& p, const BackwardWorkspace<T>& space, int64_
   }
 }
 
-// One worker's rows of one direction's weight gradients.
-template <class Cell, class T>
-void weight_gradients(const Backward& p, const BackwardWorkspace<T>& space, int64_t d,
-                      int64_t worker) {
+// One worker's rows of one direction's weight gradients. Calls chunk(begin, end) before it reads the
+// gates' gradients of these places.
+template <class Cell, class T, class Chunk>
+void weight_gradients(const Backward& p, const BackwardWorkspace<T>& space,
+                      const typename BackwardWorkspace<T>::WeightGradient& own, int64_t d,
+                      int64_t worker, const Chunk& chunk) {
   const Call& call = p.call;
   const Layout& layout = call.layout;
   const Dtype dtype = call.dtype;
@@ -317,10 +332,6 @@ void weight_gradients(const Backward& p, const BackwardWorkspace<T>& space, int6
   const int64_t H = call.hidden_size, P = call.output_size, I = call.input_size;
   const int64_t N = layout.num_tokens, num_rows = Cell::kGates * H;
   const WeightGradients& to = p.d_weights[d];
-  Arena arena = space.worker(worker);
-  const typename BackwardWorkspace<T>::WeightGradient own =
-      space.take_weight_gradient(arena, call.num_workers);
-
   const bool rounded = element_size(dtype) != sizeof(T);
   const auto sums = [rounded](T* sums, void* to) { return rounded ? sums : static_cast<T*>(to); };
   const OuterProduct<T> ih = {
@@ -342,6 +353,7 @@ void weight_gradients(const Backward& p, const BackwardWorkspace<T>& space, int6
   int64_t s = 0;
   for (int64_t n = 0; n < N; n += space.chunk) {
     gates.count = N - n < space.chunk ? N - n : space.chunk;
+    chunk(n, n + gates.count);
     for (int64_t k = 0; k < gates.count; ++k) {
       if (n + k == layout.first_token[s] + layout.batch_sizes[s]) ++s;
       const int64_t segment = n + k - layout.first_token[s];
@@ -374,6 +386,31 @@ void weight_gradients(const Backward& p, const BackwardWorkspace<T>& space, int6
   if (space.projected) LeftColumns<T>{share(P), 0, nullptr}.finish(hr, dtype);
 }
 
+// One worker's share of the products. Chunk by chunk both gradients are computed, so that the gates'
+// gradients come from memory once.
+template <class Cell, class T>
+void products(const Backward& p, const BackwardWorkspace<T>& space, int64_t worker) {
+  const int64_t num_workers = p.call.num_workers;
+  Arena arena = space.worker(worker);
+  typename BackwardWorkspace<T>::InputGradient input{};
+  if (space.wants_x) input = space.take_input_gradient(arena);
+  const auto share_of_x = [&](int64_t begin, int64_t end) {
+    const int64_t count = end - begin;
+    input_gradient<Cell>(p, space, input, begin + count * worker / num_workers,
+                         begin + count * (worker + 1) / num_workers);
+  };
+  if (!space.wants_weights) {
+    if (space.wants_x) share_of_x(0, p.call.layout.num_tokens);
+    return;
+  }
+  const auto weight = space.take_weight_gradient(arena, num_workers);
+  for (int64_t d = 0; d < p.call.num_directions; ++d) {
+    weight_gradients<Cell>(p, space, weight, d, worker, [&](int64_t begin, int64_t end) {
+      if (space.wants_x && d == 0) share_of_x(begin, end);
+    });
+  }
+}
+
 template <class Cell, class T>
 size_t backward_scratch(const Backward& p) {
   BackwardWorkspace<T> space;
@@ -393,12 +430,7 @@ void backward(const Backward& p) {
                 [&](int64_t worker, int64_t, Team& team, const Part& part) {
                   backward_part<Cell>(p, space, worker, team, part);
                 });
-  in_parallel(call, call.num_workers, [&](int64_t worker) {
-    if (space.wants_x) input_gradient<Cell>(p, space, worker);
-    for (int64_t d = 0; d < call.num_directions && space.wants_weights; ++d) {
-      weight_gradients<Cell>(p, space, d, worker);
-    }
-  });
+  in_parallel(call, call.num_workers, [&](int64_t worker) { products<Cell>(p, space, worker); });
 }
 
 }  // namespace varlen_rnn::VARLEN_RNN_ISA
