@@ -278,6 +278,8 @@ ForwardResult run_forward(const char* op, int64_t num_gates, bool training, cons
     const int64_t N = call.layout.num_tokens;
     result.gates = torch::stable::new_empty(x, {D, N, 4 * H}, compute);
     if (is_lstm) result.cells = torch::stable::new_empty(x, {D, N, H}, compute);
+    use_huge_pages(result.gates->mutable_data_ptr(),
+                   static_cast<size_t>(result.gates->numel()) * result.gates->element_size());
   }
 
   p.x = input.x.const_data_ptr();

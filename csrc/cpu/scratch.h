@@ -12,6 +12,21 @@
 
 namespace varlen_rnn {
 
+// Asks for huge pages under a large block: at the first write a fault for every 2 MB costs far less
+// than one for every 4 KB. Only whole huge pages inside the block are meant.
+inline void use_huge_pages(void* memory, size_t bytes) {
+#ifdef __linux__
+  constexpr size_t kHugePage = size_t{2} << 20, kLarge = 4 * kHugePage;
+  const size_t start = reinterpret_cast<size_t>(memory);
+  const size_t first = (start + kHugePage - 1) / kHugePage * kHugePage;
+  const size_t last = (start + bytes) / kHugePage * kHugePage;
+  if (bytes >= kLarge) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)memory;
+  (void)bytes;
+#endif
+}
+
 // One block of at most kKept bytes stays from call to call. The system hands out fresh memory page
 // by page, at the first write to each, and clears it: that can take longer than all of a call's
 // arithmetic.
@@ -21,14 +36,10 @@ class Scratch {
     bytes += sizeof(Block);
     if (block_ != nullptr && block_->bytes >= bytes) return;
     std::free(block_);
-    const size_t alignment = bytes < kLarge ? alignof(Block) : kHugePage;
-    bytes = (bytes + alignment - 1) / alignment * alignment;
-    void* memory = std::aligned_alloc(alignment, bytes);
+    bytes = (bytes + alignof(Block) - 1) / alignof(Block) * alignof(Block);
+    void* memory = std::aligned_alloc(alignof(Block), bytes);
     if (memory == nullptr) throw std::bad_alloc();
-#ifdef __linux__
-    // A fault for every 2 MB costs far less than one for every 4 KB.
-    if (bytes >= kLarge) madvise(memory, bytes, MADV_HUGEPAGE);
-#endif
+    use_huge_pages(memory, bytes);
     block_ = new (memory) Block{bytes};
   }
   ~Scratch() {
@@ -45,8 +56,6 @@ class Scratch {
   struct alignas(64) Block {  // the memory follows
     size_t bytes;
   };
-  static constexpr size_t kHugePage = size_t{2} << 20;
-  static constexpr size_t kLarge = 4 * kHugePage;
   static constexpr size_t kKept = size_t{64} << 20;  // more than 1024 units' weights, packed
 
   // Of calls that run at the same time only one finds the block, and without a lock: a lock could
