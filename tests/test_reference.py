@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import (
     CELLS,
     TORCH,
@@ -107,16 +108,16 @@ def test_segments_start_and_end_where_the_layout_says(
 def test_one_step_equals_lstm_cell() -> None:
     cell = nn.LSTMCell(3, 5, **DOUBLE)
     x, h, c = (torch.randn(4, size, **DOUBLE) for size in (3, 5, 5))
-    weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
-    got = reference.lstm_cell(x, (h, c), *weights, None)
+    from_x = F.linear(x, cell.weight_ih, cell.bias_ih)
+    got = reference.lstm_cell(from_x, (h, c), cell.weight_hh, cell.bias_hh, None)
     torch.testing.assert_close(got, cell(x, (h, c)), rtol=0, atol=1e-14)
 
 
 def test_one_step_equals_gru_cell() -> None:
     cell = nn.GRUCell(3, 5, **DOUBLE)
     x, h = torch.randn(4, 3, **DOUBLE), torch.randn(4, 5, **DOUBLE)
-    weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
-    (got,) = reference.gru_cell(x, (h,), *weights)
+    from_x = F.linear(x, cell.weight_ih, cell.bias_ih)
+    (got,) = reference.gru_cell(from_x, (h,), cell.weight_hh, cell.bias_hh)
     torch.testing.assert_close(got, cell(x, h), rtol=0, atol=1e-14)
 
 

@@ -19,21 +19,22 @@ State = tuple[Tensor, ...]
 
 
 def lstm_cell(
-    x: Tensor,
+    from_x: Tensor,
     state: State,
-    weight_ih: Tensor,
     weight_hh: Tensor,
-    bias_ih: Tensor | None,
     bias_hh: Tensor | None,
     weight_hr: Tensor | None,
 ) -> State:
     """One step: ``torch.nn.LSTMCell``, with an optional projection.
 
+    ``from_x`` is ``F.linear(x, weight_ih, bias_ih)``, which needs no state: one product gives that
+    of all steps.
+
     Formulas: Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al. 2000; the
     projection, Sak et al. 2014.
     """
     h, c = state
-    gates = F.linear(x, weight_ih, bias_ih) + F.linear(h, weight_hh, bias_hh)
+    gates = from_x + F.linear(h, weight_hh, bias_hh)
     i, f, g, o = gates.chunk(4, dim=-1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     h = torch.sigmoid(o) * torch.tanh(c)
@@ -41,17 +42,18 @@ def lstm_cell(
 
 
 def gru_cell(
-    x: Tensor,
+    from_x: Tensor,
     state: State,
-    weight_ih: Tensor,
     weight_hh: Tensor,
-    bias_ih: Tensor | None,
     bias_hh: Tensor | None,
     weight_hr: None = None,
 ) -> State:
-    """One step, ``torch.nn.GRUCell`` (Cho et al. 2014, with the reset gate after the product)."""
+    """One step, ``torch.nn.GRUCell`` (Cho et al. 2014, with the reset gate after the product).
+
+    ``from_x`` is that of :func:`lstm_cell`.
+    """
     (h,) = state
-    x_r, x_z, x_n = F.linear(x, weight_ih, bias_ih).chunk(3, dim=-1)
+    x_r, x_z, x_n = from_x.chunk(3, dim=-1)
     h_r, h_z, h_n = F.linear(h, weight_hh, bias_hh).chunk(3, dim=-1)
     r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
     n = torch.tanh(x_n + r * h_n)
@@ -199,10 +201,14 @@ def _direction(
     state = tuple(s.index_select(0, starts).masked_fill(fresh, 0) for s in state_0)
     outs: list[Tensor] = []
     ended: list[State] = []
+    weight_ih, weight_hh, bias_ih, bias_hh, *weight_hr = weights
+    assert weight_ih is not None
+    from_tokens = F.linear(tokens, weight_ih, bias_ih)
     # Without a token one step over no rows, so that results have a graph all the same.
-    for x in torch.split(tokens, layout.batch_sizes.tolist() or [0]):
-        ended.append(tuple(s[len(x) :] for s in state))
-        h, *c = cell(x, tuple(s[: len(x)] for s in state), *weights)
+    for from_x in torch.split(from_tokens, layout.batch_sizes.tolist() or [0]):
+        active = len(from_x)
+        ended.append(tuple(s[active:] for s in state))
+        h, *c = cell(from_x, tuple(s[:active] for s in state), weight_hh, bias_hh, *weight_hr)
         outs.append(h.to(dtype))
         state = (outs[-1].to(h.dtype), *c)
     ended.append(state)
