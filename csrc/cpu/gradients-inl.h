@@ -78,7 +78,7 @@ void add_rows(T* to, T* span, T* sum, const T* rows, int64_t ld, int64_t count, 
 // One weight's gradient. Column j of the left factor belongs to row (j - first + shift) mod rows.
 template <class T>
 struct OuterProduct {
-  void* to;  // [rows, columns], storage; null if it is not wanted
+  void* to;  // [rows, columns], storage
   T* sums;   // the same in the compute type: `to` itself where that is the dtype
   int64_t rows, columns, first, shift;
 
@@ -121,7 +121,6 @@ struct LeftColumns {
   // kProductWidth values.
   void multiply(const void* const* right, Dtype dtype, const OuterProduct<T>& product, bool add,
                 T* panel) const {
-    if (product.to == nullptr) return;
     constexpr int kWidth = kProductWidth<T>;
     for (int64_t column = 0; column < product.columns; column += kWidth) {
       const int64_t left = product.columns - column;
