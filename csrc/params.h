@@ -83,19 +83,20 @@ struct WeightGradients {
 
 struct Backward {
   Call call;
-  Weights weights[2];  // one for each direction; biases are not read
-  const void* d_out;   // [R, D * P]    in, storage, or null for zeros
-  const void* d_h_n;   // [D, B, P]     in, storage, or null for zeros
-  const void* d_c_n;   // [D, B, H]     in, storage, or null for zeros (always null for GRU)
-  const void* x;       // [R, I]        in, storage; rows that no token points at are never read
-  int64_t x_stride;    //               elements from one row of x to the next
-  const void* h_0;     // [D, B, P]     in, storage, or null for zeros
-  const void* c_0;     // [D, B, H]     in, storage, or null for zeros (always null for GRU)
-  const void* out;     // [R, D * P]    in, storage: the forward pass's result
-  const void* gates;   // [D, N, 4H]    in, compute: as the forward pass saved them
-  const void* cells;   // [D, N, H]     in, compute (null for GRU)
-  void* d_x;           // [R, I]        out, storage, or null if it is not wanted; only the tokens'
-                       //               rows are written
+  Weights weights[2];   // one for each direction; biases are not read
+  const void* d_out;    // [R, D * P]    in, storage, or null for zeros
+  const void* d_h_n;    // [D, B, P]     in, storage, or null for zeros
+  const void* d_c_n;    // [D, B, H]     in, storage, or null for zeros (always null for GRU)
+  const void* d_cells;  // [D, N, H]     in, compute, in the direction's order, or null for zeros
+  const void* x;        // [R, I]        in, storage; rows that no token points at are never read
+  int64_t x_stride;     //               elements from one row of x to the next
+  const void* h_0;      // [D, B, P]     in, storage, or null for zeros
+  const void* c_0;      // [D, B, H]     in, storage, or null for zeros (always null for GRU)
+  const void* out;      // [R, D * P]    in, storage: the forward pass's result
+  const void* gates;    // [D, N, 4H]    in, compute: as the forward pass saved them
+  const void* cells;    // [D, N, H]     in, compute (null for GRU)
+  void* d_x;            // [R, I]        out, storage, or null if it is not wanted; only the tokens'
+                        //               rows are written
   void* d_h_0;  // [D, B, P]     out, storage; only rows that a segment starts from are written
   void* d_c_0;  // [D, B, H]     out, storage; the same (null for GRU)
   WeightGradients d_weights[2];  // one for each direction

@@ -66,17 +66,22 @@ inline Tensor dense(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-// Tensor.new_empty of CPU tensors, for values that are written at once: past the dispatcher, which
-// costs as much as a small layer, and with it past torch.utils.deterministic's filling.
-inline Tensor new_unfilled(const Tensor& like, std::initializer_list<int64_t> sizes) {
+// torch.empty of a CPU tensor, for values that are written at once: past the dispatcher, which costs
+// as much as a small layer, and with it past torch.utils.deterministic's filling.
+inline Tensor unfilled(int32_t dtype, std::initializer_list<int64_t> sizes) {
   std::vector<int64_t> strides(sizes.size());
   int64_t stride = 1;
   for (size_t i = sizes.size(); i-- > 0; stride *= sizes.begin()[i]) strides[i] = stride;
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides.data(),
-                               dtype_number(like), aoti_torch_device_type_cpu(), 0, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()),
+                                                         sizes.begin(), strides.data(), dtype,
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
+}
+
+// Tensor.new_empty, likewise.
+inline Tensor new_unfilled(const Tensor& like, std::initializer_list<int64_t> sizes) {
+  return unfilled(dtype_number(like), sizes);
 }
 
 inline const void* pointer(const OptionalTensor& tensor) {

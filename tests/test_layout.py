@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from helpers import HAS_EXTENSION, layout_of, rows_as_segments
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from varlen_rnn import VarLenLSTM, _extension, layout
+from varlen_rnn import VarLenLSTM, _extension, _index_arrays, layout
 from varlen_rnn.layout import Layout
 
 ARRAYS = ("batch_sizes", "rows", "reverse", "initial_row", "final_row")
@@ -38,6 +39,11 @@ def assert_same(got: Layout, expected: Layout) -> None:
             assert array.tolist() == truth.tolist(), name
 
 
+def of_lengths(lengths: Sequence[int], num_steps: int, **options: bool) -> Layout:
+    array = torch.tensor(lengths, dtype=torch.int64)
+    return layout.from_padded(num_steps, len(lengths), lengths=array, **options)
+
+
 def random_lengths(count: int, longest: int) -> list[int]:
     return [random.randint(0, longest) for _ in range(count)]
 
@@ -51,7 +57,7 @@ def test_every_small_batch_of_lengths_is_enumerated_right(
     options = {"batch_first": batch_first, "bidirectional": bidirectional}
     for num_rows in range(5):
         for lengths in itertools.product(range(4), repeat=num_rows):
-            got = layout.from_lengths(torch.tensor(lengths, dtype=torch.int64), 3, **options)
+            got = of_lengths(lengths, 3, **options)
             assert_same(got, layout_of(rows_as_segments(lengths), num_rows, 3, **options))
 
 
@@ -63,7 +69,7 @@ def test_larger_batches_are_enumerated_right(
 ) -> None:
     lengths = random_lengths(num_rows, longest)
     options = {"batch_first": batch_first, "bidirectional": True}
-    got = layout.from_lengths(torch.tensor(lengths), longest + 3, **options)
+    got = of_lengths(lengths, longest + 3, **options)
     assert_same(got, layout_of(rows_as_segments(lengths), num_rows, longest + 3, **options))
 
 
@@ -72,7 +78,7 @@ def test_lengths_give_the_order_of_pack_padded_sequence() -> None:
     lengths = [1 + n for n in random_lengths(9, 6)]
     x = torch.randn(7, 9, 2)
     packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
-    got = layout.from_lengths(torch.tensor(lengths), 7, batch_first=False, bidirectional=False)
+    got = of_lengths(lengths, 7, batch_first=False, bidirectional=False)
     assert torch.equal(got.batch_sizes, packed.batch_sizes)
     assert torch.equal(x.reshape(63, 2)[got.rows], packed.data)
 
@@ -134,7 +140,7 @@ def test_a_full_batch_is_not_what_it_is_in_a_mode(mode: Any) -> None:
 @either_way
 def test_the_reverse_order_is_its_own_inverse_and_starts_at_the_last_token() -> None:
     lengths = random_lengths(11, 9)
-    got = layout.from_lengths(torch.tensor(lengths), 9, batch_first=True, bidirectional=True)
+    got = of_lengths(lengths, 9, batch_first=True, bidirectional=True)
     assert torch.equal(got.reverse[got.reverse], torch.arange(sum(lengths)))
     first_tokens = got.rows[got.reverse][: got.batch_sizes[0]].tolist()
     assert first_tokens == [b * 9 + lengths[b] - 1 for b in got.initial_row.tolist()]
@@ -142,17 +148,12 @@ def test_the_reverse_order_is_its_own_inverse_and_starts_at_the_last_token() -> 
 
 @either_way
 def test_rows_of_equal_length_keep_their_order() -> None:
-    got = layout.from_lengths(
-        torch.tensor([2, 3, 2, 3, 2]), 3, batch_first=True, bidirectional=False
-    )
+    got = of_lengths([2, 3, 2, 3, 2], 3, batch_first=True, bidirectional=False)
     assert got.initial_row.tolist() == [1, 3, 0, 2, 4]
 
 
 def test_only_batch_sizes_stay_on_the_cpu() -> None:
-    lengths = torch.tensor([2, 0, 3])
-    got = layout.from_lengths(lengths, 3, batch_first=True, bidirectional=True).to(
-        torch.device("meta")
-    )
+    got = of_lengths([2, 0, 3], 3, batch_first=True, bidirectional=True).to(torch.device("meta"))
     assert [getattr(got, name).device.type for name in ARRAYS] == ["cpu", *["meta"] * 4]
     assert got.num_rows == 3
 
@@ -161,9 +162,175 @@ def test_only_batch_sizes_stay_on_the_cpu() -> None:
 def test_both_ways_agree_on_batches_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     for trial in range(100):
         num_rows, num_steps = random.randint(0, 70), random.choice([0, 1, 2, 9, 150])
-        lengths = torch.tensor(random_lengths(num_rows, num_steps), dtype=torch.int64)
+        lengths = random_lengths(num_rows, num_steps)
         options = {"batch_first": trial % 2 == 0, "bidirectional": True}
-        got = layout.from_lengths(lengths, num_steps, **options)
+        got = of_lengths(lengths, num_steps, **options)
         with monkeypatch.context() as patch:
             patch.setattr(_extension, "UNAVAILABLE", "the test says so")
-            assert_same(got, layout.from_lengths(lengths, num_steps, **options))
+            assert_same(got, of_lengths(lengths, num_steps, **options))
+
+
+# Masks, resets and rows one behind the other. A batch is, for each row, a list of its valid tokens:
+# their flat rows, and whether a reset stands there.
+Rows = list[list[tuple[int, bool]]]
+
+
+def walk(rows: Rows, *, bidirectional: bool) -> Layout:
+    """The layout, found token by token."""
+    segments: list[tuple[list[int], int, int]] = []
+    for b, tokens in enumerate(rows):
+        cuts = [0, *(t for t, (_, reset) in enumerate(tokens) if reset and t), len(tokens)]
+        for start, end in itertools.pairwise(cuts):
+            if start == end:
+                continue
+            fresh = start > 0 or tokens[0][1]
+            flat_rows = [row for row, _ in tokens[start:end]]
+            segments.append((flat_rows, -1 if fresh else b, b if end == len(tokens) else -1))
+    segments.sort(key=lambda segment: -len(segment[0]))
+    longest = len(segments[0][0]) if segments else 0
+    places = [(s, g) for s in range(longest) for g, seg in enumerate(segments) if s < len(seg[0])]
+    reverse = [places.index((len(segments[g][0]) - 1 - s, g)) for s, g in places]
+
+    def array(values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int64)
+
+    return Layout(
+        array([sum(s < len(segment[0]) for segment in segments) for s in range(longest)]),
+        array([segments[g][0][s] for s, g in places]),
+        array(reverse) if bidirectional else None,
+        array([segment[1] for segment in segments]),
+        array([segment[2] for segment in segments]),
+        len(rows),
+    )
+
+
+def random_flags(count: int, probability: float) -> torch.Tensor:
+    return torch.rand(count) < probability
+
+
+@either_way
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_padded_batches_with_lengths_masks_and_resets(
+    batch_first: bool, bidirectional: bool
+) -> None:
+    for trial in range(60):
+        num_rows, num_steps = random.randint(0, 6), random.choice([0, 1, 2, 5, 12])
+        size = num_rows * num_steps
+        lengths = random_lengths(num_rows, num_steps) if trial % 3 else None
+        mask = random_flags(size, random.random()) if trial % 2 else None
+        resets = random_flags(size, random.choice([0, 0.1, 0.5, 1])) if trial % 5 else None
+        rows: Rows = []
+        for b in range(num_rows):
+            positions = [
+                b * num_steps + t if batch_first else t * num_rows + b for t in range(num_steps)
+            ]
+            ends = num_steps if lengths is None else lengths[b]
+            rows.append(
+                [
+                    (row, resets is not None and bool(resets[row]))
+                    for row in positions[:ends]
+                    if mask is None or mask[row]
+                ]
+            )
+        shape = (num_rows, num_steps) if batch_first else (num_steps, num_rows)
+        got = layout.from_padded(
+            num_steps,
+            num_rows,
+            lengths=None if lengths is None else torch.tensor(lengths, dtype=torch.int64),
+            mask=None if mask is None else mask.view(shape),
+            resets=None if resets is None else resets.view(shape),
+            batch_first=batch_first,
+            bidirectional=bidirectional,
+        )
+        expected = walk(rows, bidirectional=bidirectional)
+        if got.rows is None:  # a full batch in order
+            assert expected.rows.tolist() == list(range(size))
+            got = Layout(got.batch_sizes, expected.rows, *list(vars(got).values())[2:])
+        assert_same(got, expected)
+
+
+@either_way
+@pytest.mark.parametrize("gaps", [False, True], ids=["", "with gaps"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_rows_one_behind_the_other(bidirectional: bool, gaps: bool) -> None:
+    for trial in range(60):
+        lengths = random_lengths(random.randint(0, 6), random.choice([0, 1, 4, 9]))
+        spaces = [random.randint(0, 2) * gaps for _ in range(len(lengths) + 1)]
+        first = [sum(lengths[:b]) + sum(spaces[: b + 1]) for b in range(len(lengths))]
+        size = sum(lengths) + sum(spaces)
+        resets = random_flags(size, random.choice([0, 0.1, 0.5, 1])) if trial % 4 else None
+        rows: Rows = [
+            [(start + t, resets is not None and bool(resets[start + t])) for t in range(length)]
+            for start, length in zip(first, lengths, strict=True)
+        ]
+        got = layout.from_flat(
+            torch.tensor(first, dtype=torch.int64),
+            torch.tensor(lengths, dtype=torch.int64),
+            size,
+            resets=resets,
+            bidirectional=bidirectional,
+        )
+        assert_same(got, walk(rows, bidirectional=bidirectional))
+
+
+@either_way
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_packed_sequence_with_resets(bidirectional: bool) -> None:
+    for trial in range(60):
+        lengths = [1 + n for n in random_lengths(random.randint(1, 7), 6)]
+        if trial % 2:
+            lengths.sort(reverse=True)
+        numbers = torch.arange(7).expand(len(lengths), 7)
+        packed = pack_padded_sequence(
+            10 * torch.arange(len(lengths))[:, None] + numbers,
+            lengths,
+            batch_first=True,
+            enforce_sorted=trial % 2 == 1,
+        )
+        resets = random_flags(sum(lengths), random.choice([0, 0.2, 1]))
+        places = packed.data.tolist()
+        rows: Rows = [
+            [(n, bool(resets[n])) for n in (places.index(10 * b + t) for t in range(length))]
+            for b, length in enumerate(lengths)
+        ]
+        # Segments of one length come in the order of the sorted rows.
+        order = list(range(len(rows)))
+        if packed.sorted_indices is not None:
+            order = packed.sorted_indices.tolist()
+        expected = walk([rows[b] for b in order], bidirectional=bidirectional)
+        of_batch = torch.tensor([*order, -1])
+        got = layout.from_packed(
+            packed.batch_sizes, packed.sorted_indices, resets=resets, bidirectional=bidirectional
+        )
+        arrays = list(vars(expected).values())
+        arrays[3:5] = [of_batch[arrays[3]], of_batch[arrays[4]]]
+        assert_same(got, Layout(*arrays))
+
+
+def test_layouts_of_another_device_are_made_without_reading_a_value() -> None:
+    meta = torch.device("meta")
+    lengths, flags = (
+        torch.empty(4, dtype=torch.int64, device=meta),
+        torch.empty(4, 9, dtype=torch.bool, device=meta),
+    )
+    padded = layout.from_padded(
+        9, 4, lengths=lengths, mask=flags, resets=flags, batch_first=True, bidirectional=True
+    )
+    assert [len(getattr(padded, name)) for name in ARRAYS] == [9, 36, 36, 36, 36]
+    flat = layout.from_flat(lengths, lengths, 20, resets=flags.new_empty(20), bidirectional=True)
+    assert [len(getattr(flat, name)) for name in ARRAYS] == [20] * 5
+    packed = layout.from_packed(
+        torch.tensor([3, 2]), None, resets=flags.new_empty(5), bidirectional=True
+    )
+    assert [len(getattr(packed, name)) for name in ARRAYS] == [5] * 5
+    assert {getattr(got, n).device for got in (padded, flat, packed) for n in ARRAYS} == {meta}
+
+
+def test_an_exact_layout_is_what_is_left_of_the_largest() -> None:
+    lengths = torch.tensor([2, 0, 3])
+    args = (lengths, None, None, None, 3, 4, True, True)
+    largest = Layout(*_index_arrays.from_rows(*args), 3)
+    assert [len(getattr(largest, name)) for name in ARRAYS] == [4, 12, 12, 12, 12]
+    assert_same(largest.exact(), of_lengths([2, 0, 3], 4, batch_first=True, bidirectional=True))
+    assert_same(largest.exact().exact(), largest.exact())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 import sys
 from collections.abc import Callable
@@ -155,10 +156,12 @@ def backward_arguments(case: Case) -> list[Any]:
     with torch.no_grad():
         out, *rest = op(case, "forward")(*case.arguments)
     finals, saved = rest[: len(case.states)], rest[len(case.states) :]
-    gradients = [torch.randn_like(t) for t in (out, *finals)]
+    cells, gates = saved[:-1], saved[-1]
+    gradients = [torch.randn_like(t) for t in (out, *finals, *cells)]
     weights = flat(case.weights[:2] + case.weights[4:])
     arrays = vars(case.layout).values()
-    return [*gradients, case.x, *case.states, *weights, *arrays, out, *saved, True, True]
+    results = (out, gates, *cells)
+    return [*gradients, case.x, *case.states, *weights, *arrays, *results, True, True]
 
 
 def outputs_of(case: Case, where: Any) -> Callable[..., tuple[Tensor, ...]]:
@@ -225,8 +228,11 @@ def test_opcheck(case: Case, kind: str) -> None:
 def test_opcheck_of_layouts(lengths: list[int]) -> None:
     strided = torch.tensor([lengths, lengths], dtype=torch.int64).t()[:, 0]
     library = torch.ops.varlen_rnn
-    torch.library.opcheck(library.layout_from_lengths.default, (strided, 7, True))
-    batch_sizes, _rows, _segments = library.layout_from_lengths(strided, 7, True)
+    flags = torch.rand(7 * len(lengths)) < 0.5
+    for mask, resets in itertools.product((None, flags), (None, flags.flip(0))):
+        arguments = (strided, None, mask, resets, len(lengths), 7, True)
+        torch.library.opcheck(library.layout_from_rows.default, arguments)
+    batch_sizes = library.layout_from_rows(strided, None, None, None, len(lengths), 7, True)[0]
     torch.library.opcheck(library.reverse_order.default, (batch_sizes,))
 
 
@@ -234,7 +240,7 @@ def test_opcheck_of_layouts(lengths: list[int]) -> None:
 @SAMPLES
 def test_a_gradient_that_is_none_counts_as_zero(case: Case, isa: str) -> None:
     arguments = backward_arguments(case)
-    for index in range(1 + len(case.states)):
+    for index in range(4 if case.cell == "lstm" else 2):
         zeros, nones = list(arguments), list(arguments)
         zeros[index] = torch.zeros_like(arguments[index])
         nones[index] = None

@@ -198,16 +198,45 @@ def strided(argument: Any) -> Any:
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [
+        (torch.tensor([1]), r"lengths must be \[B\] = \[2\], got \[1\]$"),
         (torch.tensor([1, 4]), r"lengths must be in \[0, T\] = \[0, 3\], got 4 at index 1$"),
         (torch.tensor([1, 2**62]), r"lengths must be in .*, got 4611686018427387904 at index 1$"),
         (torch.tensor([-1, 1]), r"lengths must be in .*, got -1 at index 0$"),
-        (torch.tensor([[1, 2]]), r"lengths must be \[B\], got \[1, 2\]$"),
+        (torch.tensor([[1, 2]]), r"lengths must be \[B\] = \[2\], got \[1, 2\]$"),
         (torch.tensor([1, 2], dtype=torch.int32), "lengths must be Long, got Int$"),
     ],
 )
 def test_bad_lengths_of_a_layout_raise(lengths: Tensor, message: str) -> None:
-    with pytest.raises(RuntimeError, match=f"varlen_rnn::layout_from_lengths: {message}"):
-        torch.ops.varlen_rnn.layout_from_lengths(lengths, 3, True)
+    with pytest.raises(RuntimeError, match=f"varlen_rnn::layout_from_rows: {message}"):
+        torch.ops.varlen_rnn.layout_from_rows(lengths, None, None, None, 2, 3, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"first": [0, 3]}, r"first must be in \[0, R - length\] = \[0, 2\], got 3 at index 1$"),
+        ({"first": [-1, 0]}, "first must be in .*, got -1 at index 0$"),
+        ({"first": [0, 2**63 - 1]}, "first must be in .* at index 1$"),
+        ({"first": [0]}, r"first must be \[B\] = \[2\], got \[1\]$"),
+        ({"first": torch.zeros(2)}, "first must be Long, got Float$"),
+        ({"mask": [True] * 5}, r"mask must be \[R\] = \[6\], got \[5\]$"),
+        ({"mask": [1] * 6}, "mask must be Bool, got Long$"),
+        ({"resets": [True] * 7}, r"resets must be \[R\] = \[6\], got \[7\]$"),
+        ({"resets": torch.zeros(2, 3, dtype=torch.bool)}, r"resets must be \[R\] .* got \[2, 3\]$"),
+        ({"num_rows": -1}, "num_rows and num_steps must be at least 0, got -1 and 3$"),
+        ({"num_steps": 2**62}, r"num_rows \* num_steps must fit 64 bits, got 2 and 46"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_of_a_layout_raise(change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {
+        **{"lengths": [1, 1], "first": None, "mask": None, "resets": None},
+        **{"num_rows": 2, "num_steps": 3, "batch_first": True},
+    }
+    arguments |= change
+    arguments = {k: torch.tensor(v) if isinstance(v, list) else v for k, v in arguments.items()}
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.varlen_rnn.layout_from_rows(**arguments)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ those of the legend in :mod:`varlen_rnn.layout`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,8 @@ class Cell:
         num_states: of h and c.
         num_gates: what weights have, each of H rows.
         num_kinds: of weights in each direction.
+        num_differentiable: of the results of ``*_forward``, the first ones; the reference
+            returns the same.
     """
 
     name: str
@@ -38,10 +41,13 @@ class Cell:
     num_states: int
     num_gates: int
     num_kinds: int
+    num_differentiable: int
 
 
-LSTM = Cell("lstm", reference.lstm, num_states=2, num_gates=4, num_kinds=5)
-GRU = Cell("gru", reference.gru, num_states=1, num_gates=3, num_kinds=4)
+# The compiled op always returns the cell states.
+_lstm = functools.partial(reference.lstm, output_cells=True)
+LSTM = Cell("lstm", _lstm, 2, num_gates=4, num_kinds=5, num_differentiable=4)
+GRU = Cell("gru", reference.gru, 1, num_gates=3, num_kinds=4, num_differentiable=2)
 
 
 def by_kind(weights: Tensors) -> list[list[Tensor]]:
@@ -66,16 +72,16 @@ def differentiable(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
         def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
             with torch._C._AutoDispatchBelowAutograd():
                 outputs: tuple[Tensor, ...] = op(*args)
-            saved = outputs[1 + cell.num_states :]
+            gates, cells = outputs[-1], outputs[1 + cell.num_states : -1]
             ctx.set_materialize_grads(False)
-            ctx.mark_non_differentiable(*saved)
+            ctx.mark_non_differentiable(gates)
             ctx.num_rows = args[-1]
-            ctx.save_for_backward(*args[:-1], outputs[0], *saved)
+            ctx.save_for_backward(*args[:-1], outputs[0], gates, *cells)
             return outputs
 
         @staticmethod
         def backward(ctx: Any, *d_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-            wanted = d_outputs[: 1 + cell.num_states]
+            wanted = d_outputs[: cell.num_differentiable]
             saved = ctx.saved_tensors  # once: reading unpacks, which checkpoints allow once
             device_type = saved[0].device.type
             if not torch.is_autocast_enabled(device_type):

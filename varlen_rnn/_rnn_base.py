@@ -1,28 +1,18 @@
-"""What VarLenLSTM and VarLenGRU share: forms of the input, checks, layers and directions."""
+"""What VarLenLSTM and VarLenGRU share: weights, checks, autocast, and layers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from varlen_rnn import layout
+from varlen_rnn import _forms
+from varlen_rnn._checks import InputShapeError, InputTypeError, failure
 from varlen_rnn.layout import Layout
-
-Lengths = Tensor | Sequence[int]
-
-
-class InputShapeError(ValueError, RuntimeError):
-    """A shape or value that does not fit; ``torch.nn.LSTM`` has a RuntimeError for sizes."""
-
-
-class InputTypeError(TypeError, ValueError):
-    """A dtype that does not fit; ``torch.nn.LSTM`` has a ValueError for the input's."""
 
 
 class VarLenRNNBase(nn.RNNBase):
@@ -53,12 +43,13 @@ class VarLenRNNBase(nn.RNNBase):
         input: Tensor | PackedSequence,
         states: tuple[Tensor, ...] | None,
         state_sizes: tuple[int, ...],
-        lengths: Lengths | None,
-    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
-        data = self._data(input)
+        output_states: bool,
+        **which: Any,
+    ) -> tuple[Any, tuple[Tensor, ...]]:
+        """``which`` are the arguments that say which tokens are valid, and where to reset."""
+        device_type = self._data(input).device.type
         weights = [self._layer_weights(layer) for layer in range(self.num_layers)]
-        if torch._C._is_any_autocast_enabled() and _autocast_is_on(data.device.type):
-            device_type = data.device.type
+        if torch._C._is_any_autocast_enabled() and _autocast_is_on(device_type):
             to_dtype = _autocast(torch.get_autocast_dtype(device_type))
             if isinstance(input, PackedSequence):
                 input = PackedSequence(to_dtype(input.data), *input[1:])
@@ -67,36 +58,40 @@ class VarLenRNNBase(nn.RNNBase):
             states = None if states is None else tuple(map(to_dtype, states))
             weights = [[None if w is None else to_dtype(w) for w in layer] for layer in weights]
             with torch.autocast(device_type, enabled=False):
-                return self._run(input, states, state_sizes, lengths, weights)
-        return self._run(input, states, state_sizes, lengths, weights)
+                return self._run(input, states, state_sizes, weights, output_states, which)
+        return self._run(input, states, state_sizes, weights, output_states, which)
 
     def _run(
         self,
         input: Tensor | PackedSequence,
         states: tuple[Tensor, ...] | None,
         state_sizes: tuple[int, ...],
-        lengths: Lengths | None,
         weights: list[list[Tensor | None]],
-    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
-        packed = isinstance(input, PackedSequence)
-        data = input.data if isinstance(input, PackedSequence) else input
-        self._check_input(data, packed, weights[0])
-        if lengths is not None and packed:
-            name = type(self).__name__
-            raise ValueError(f"{name}: lengths must be None with a PackedSequence, got lengths")
-        x, batch = self._flatten(input, lengths)
-        unbatched = not packed and data.dim() == 2
+        output_states: bool,
+        which: dict[str, Any],
+    ) -> tuple[Any, tuple[Tensor, ...]]:
+        self._check_input(input, self._data(input), weights[0])
+        batch = _forms.read(
+            type(self).__name__,
+            input,
+            **which,
+            batch_first=self.batch_first,
+            bidirectional=self.bidirectional,
+        )
         if states is not None:
-            self._check_states(states, state_sizes, x, batch.num_rows, unbatched)
-            if unbatched:
+            self._check_states(states, state_sizes, batch)
+            if batch.unbatched:
                 states = tuple([s.unsqueeze(1) for s in states])
-        x, finals = self._run_layers(x, states, len(state_sizes), weights, batch)
-        if isinstance(input, PackedSequence):
-            return PackedSequence(x, *input[1:]), finals
-        if unbatched:
-            return x, tuple([s.squeeze(1) for s in finals])
-        rows, columns, _ = data.shape
-        return x.view(rows, columns, x.shape[1]), finals
+        arrays = batch.layout
+        if not arrays.batch_sizes.is_cpu:
+            arrays = arrays.exact()  # what runs there is the reference, which needs sizes
+        outputs, finals = self._run_layers(
+            batch.x, states, len(state_sizes), weights, arrays, output_states
+        )
+        if batch.unbatched:
+            finals = tuple([s.squeeze(1) for s in finals])
+        restored = [batch.restore(flat) for flat in outputs]
+        return tuple(restored) if output_states else restored[0], finals
 
     def _run_layers(
         self,
@@ -105,23 +100,31 @@ class VarLenRNNBase(nn.RNNBase):
         num_states: int,
         weights: list[list[Tensor | None]],
         batch: Layout,
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Flat output ``[R, D * P]`` of the last layer, and final states ``[L * D, B, *]``."""
+        output_states: bool,
+    ) -> tuple[Sequence[Tensor], tuple[Tensor, ...]]:
+        """What the last layer gives for every token, and final states ``[L * D, B, *]``.
+
+        The former is the flat output ``[R, D * P]``, and with ``output_states`` also the flat cell
+        states ``[R, D * H]``.
+        """
         initial: Sequence[Tensor | None] = states or [None] * num_states
         if self.num_layers == 1:
-            x, *finals = self._layer(x, initial, weights[0], batch)
-            return x, tuple(finals)
+            x, *finals = self._layer(x, initial, weights[0], batch, output_states)
+            return [x, *finals[num_states:]], tuple(finals[:num_states])
         directions = 2 if self.bidirectional else 1
         by_layer: list[list[Tensor]] = []
+        cells: list[Tensor] = []
         for layer in range(self.num_layers):
             if layer > 0:
                 x = F.dropout(x, self.dropout, self.training)
             first = layer * directions
             if states is not None:
                 initial = [s[first : first + directions] for s in states]
-            x, *finals = self._layer(x, initial, weights[layer], batch)
-            by_layer.append(finals)
-        return x, tuple([torch.cat(parts) for parts in zip(*by_layer, strict=True)])
+            is_last = layer == self.num_layers - 1
+            x, *finals = self._layer(x, initial, weights[layer], batch, output_states and is_last)
+            by_layer.append(finals[:num_states])
+            cells = finals[num_states:]
+        return [x, *cells], tuple([torch.cat(parts) for parts in zip(*by_layer, strict=True)])
 
     def _layer(
         self,
@@ -129,7 +132,9 @@ class VarLenRNNBase(nn.RNNBase):
         states: Sequence[Tensor | None],
         weights: list[Tensor | None],
         batch: Layout,
+        output_states: bool,
     ) -> tuple[Tensor, ...]:
+        """Output and final states of one layer, and every cell state if they are wanted."""
         raise NotImplementedError
 
     def _layer_weights(self, layer: int) -> list[Tensor | None]:
@@ -149,50 +154,28 @@ class VarLenRNNBase(nn.RNNBase):
             weights += found if self.proj_size else [*found, None]
         return weights if self.bidirectional else weights + [None] * 5
 
-    def _flatten(
-        self, input: Tensor | PackedSequence, lengths: Lengths | None
-    ) -> tuple[Tensor, Layout]:
-        """The tokens as a flat tensor ``[R, I]``, and the layout that points into it."""
-        if isinstance(input, PackedSequence):
-            self._check_packed(input)
-            batch = layout.from_packed(
-                input.batch_sizes, input.sorted_indices, bidirectional=self.bidirectional
-            )
-            return input.data, batch.to(input.data.device)
-        batch_first = self.batch_first and input.dim() == 3
-        if input.dim() == 2:
-            x, num_steps, num_rows = input, input.shape[0], 1
-        else:
-            num_steps, num_rows, features = input.shape
-            if batch_first:
-                num_steps, num_rows = num_rows, num_steps
-            x = input.reshape(num_rows * num_steps, features)
-        if lengths is None:
-            batch = layout.full(
-                num_steps, num_rows, batch_first=batch_first, bidirectional=self.bidirectional
-            )
-        else:
-            batch = layout.from_lengths(
-                self._check_lengths(lengths, num_steps, num_rows, input),
-                num_steps,
-                batch_first=batch_first,
-                bidirectional=self.bidirectional,
-            )
-        return x, batch.to(input.device)
-
     def _fail(self, what: str, expected: str, got: object) -> InputShapeError:
-        return InputShapeError(f"{type(self).__name__}: {what} must be {expected}, got {got}")
+        return failure(type(self).__name__, what, expected, got)
 
     def _data(self, input: Tensor | PackedSequence) -> Tensor:
         """The tensor that holds the tokens."""
+        name = type(self).__name__
         data = input.data if isinstance(input, PackedSequence) else input
-        if not isinstance(data, Tensor) or data.is_nested:
-            got = "a NestedTensor" if isinstance(data, Tensor) else type(data).__name__
-            name = type(self).__name__
+        if not isinstance(data, Tensor):
+            got = type(data).__name__
             raise TypeError(f"{name}: input must be a Tensor or a PackedSequence, got {got}")
-        return data
+        if not data.is_nested:
+            return data
+        if isinstance(input, PackedSequence) or data.layout != torch.jagged:
+            raise TypeError(
+                f"{name}: input must have layout torch.jagged if it is a NestedTensor, "
+                f"got {data.layout}"
+            )
+        return data.values()
 
-    def _check_input(self, data: Tensor, packed: bool, weights: list[Tensor | None]) -> None:
+    def _check_input(
+        self, input: Tensor | PackedSequence, data: Tensor, weights: list[Tensor | None]
+    ) -> None:
         name, weight = type(self).__name__, weights[0]
         assert weight is not None
         if data.dtype != weight.dtype:
@@ -201,86 +184,35 @@ class VarLenRNNBase(nn.RNNBase):
             )
         if data.device != weight.device:
             raise self._fail("input", f"on the weights' device {weight.device}", data.device)
-        dims = (2,) if packed else (2, 3)
-        if data.dim() not in dims or data.shape[-1] != self.input_size:
-            forms = "[N, I]" if packed else "[T, I] or " + self._batch_form("I")
+        if data is input:
+            right, forms = data.dim() in (2, 3), "[T, I] or " + self._batch_form("I")
+        elif isinstance(input, PackedSequence):
+            right, forms = data.dim() == 2, "[N, I]"
+        else:
+            nested: Any = input
+            right, forms = nested.dim() == 3 and nested._ragged_idx == 1, "[B, j, I]"
+            data = nested
+        if not right or data.shape[-1] != self.input_size:
             raise self._fail("input", f"{forms} with I = {self.input_size}", list(data.shape))
 
     def _batch_form(self, last: str) -> str:
         return f"[B, T, {last}]" if self.batch_first else f"[T, B, {last}]"
 
-    def _check_packed(self, packed: PackedSequence) -> None:
-        """What torch's own functions make passes; a PackedSequence made by hand may not."""
-        what, num_tokens = "input.batch_sizes", packed.data.shape[0]
-        batch_sizes = packed.batch_sizes
-        if batch_sizes.dtype != torch.int64 or batch_sizes.device.type != "cpu":
-            got = f"{batch_sizes.dtype} on {batch_sizes.device}"
-            name = type(self).__name__
-            raise InputTypeError(f"{name}: {what} must be torch.int64 on the CPU, got {got}")
-        sizes = batch_sizes.tolist() if batch_sizes.dim() == 1 else []
-        if not sizes or sizes[-1] < 1 or sizes != sorted(sizes, reverse=True):
-            expected = "[S], positive and not increasing"
-            raise self._fail(what, expected, sizes[:8] or list(batch_sizes.shape))
-        if sum(sizes) != num_tokens:
-            raise self._fail(what, f"of sum N = {num_tokens}", sum(sizes))
-        num_rows = sizes[0]
-        for name in ("sorted_indices", "unsorted_indices"):
-            indices = getattr(packed, name)
-            if indices is not None and sorted(indices.tolist()) != list(range(num_rows)):
-                expected = f"a permutation of [0, B) = [0, {num_rows})"
-                raise self._fail(f"input.{name}", expected, indices.tolist()[:8])
-
-    def _check_lengths(
-        self, lengths: Lengths, num_steps: int, num_rows: int, input: Tensor
-    ) -> Tensor:
-        """The lengths as ``[B]`` int64 on the CPU."""
-        name = type(self).__name__
-        if input.dim() == 2:
-            form = self._batch_form("I")
-            raise ValueError(f"{name}: lengths need a batch {form}, got one sequence [T, I]")
-        if isinstance(lengths, Tensor) and not _is_integer(lengths.dtype):
-            raise TypeError(f"{name}: lengths must be integers, got {lengths.dtype}")
-        try:
-            array = (
-                lengths.numpy(force=True) if isinstance(lengths, Tensor) else np.asarray(lengths)
-            )
-        except ValueError as error:
-            raise self._fail("lengths", "[B]", "sequences of unequal lengths") from error
-        integers = array.dtype.kind in "iu" or all(type(length) is int for length in array.flat)
-        if not integers:
-            got = type(lengths).__name__ if array.ndim == 0 else array.dtype
-            raise TypeError(f"{name}: lengths must be integers, got {got}")
-        if array.shape != (num_rows,):
-            raise self._fail("lengths", f"[B] = [{num_rows}]", list(array.shape))
-        if array.dtype != object:
-            values = array.astype(np.int64)
-            if values.view(np.uint64).max(initial=0) <= num_steps:  # negative ones become large
-                return torch.from_numpy(values)
-        outside = np.flatnonzero((array < 0) | (array > num_steps))
-        if outside.size:
-            got = f"{array[outside[0]]} at index {outside[0]}"
-            raise self._fail("lengths", f"in [0, T] = [0, {num_steps}]", got)
-        return torch.from_numpy(array.astype(np.int64))
-
     def _check_states(
-        self,
-        states: tuple[Tensor, ...],
-        sizes: tuple[int, ...],
-        x: Tensor,
-        num_rows: int,
-        unbatched: bool,
+        self, states: tuple[Tensor, ...], sizes: tuple[int, ...], batch: _forms.Batch
     ) -> None:
         layers = self.num_layers * (2 if self.bidirectional else 1)
-        dtype, device = x.dtype, x.device
+        dtype, device = batch.x.dtype, batch.x.device
+        rows = () if batch.unbatched else (batch.layout.num_rows,)
         for state, symbol, size in zip(states, "hc", sizes, strict=False):
-            expected = (layers, size) if unbatched else (layers, num_rows, size)
+            expected = (layers, *rows, size)
             if not (
                 isinstance(state, Tensor)
                 and state.shape == expected
                 and state.dtype == dtype
                 and state.device == device
             ):
-                self._fail_state(state, symbol, expected, x)
+                self._fail_state(state, symbol, expected, batch.x)
 
     def _fail_state(
         self, state: object, symbol: str, expected: tuple[int, ...], x: Tensor
@@ -298,10 +230,6 @@ class VarLenRNNBase(nn.RNNBase):
                 f"{name}: {what} must have the input's dtype {x.dtype}, got {state.dtype}"
             )
         raise self._fail(what, f"on the input's device {x.device}", state.device)
-
-
-def _is_integer(dtype: torch.dtype) -> bool:
-    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
 
 
 def _autocast_is_on(device_type: str) -> bool:

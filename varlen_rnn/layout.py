@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from varlen_rnn import _extension
+from varlen_rnn import _extension, _index_arrays
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ class Layout:
     """Index arrays that say everything about a ragged batch; below, padding does not exist.
 
     All arrays are int64. ``batch_sizes`` lies on the CPU, the others on the tokens' device.
+
+    Where lengths or a mask lie on another device than the CPU, nobody waits for their values: all
+    arrays of the layout lie there, too, and are as large as they may have to be. ``batch_sizes``
+    ends in zeros then, and of the other arrays only the first N or G elements count.
 
     Attributes:
         batch_sizes: ``[S]``, active segments at each step, non-increasing:
@@ -56,9 +60,25 @@ class Layout:
     final_row: Tensor
     num_rows: int
 
+    def exact(self) -> Layout:
+        """Returns the layout with arrays of just the sizes given here; the CPU waits for them."""
+        batch_sizes = self.batch_sizes.to("cpu")
+        num_steps = int(batch_sizes.count_nonzero())
+        num_tokens = int(batch_sizes.sum())
+        num_segments = int(batch_sizes[0]) if num_steps else 0
+        return Layout(
+            batch_sizes[:num_steps],
+            None if self.rows is None else self.rows[:num_tokens],
+            None if self.reverse is None else self.reverse[:num_tokens],
+            self.initial_row[:num_segments],
+            self.final_row[:num_segments],
+            self.num_rows,
+        )
+
     def to(self, device: torch.device) -> Layout:
         """Returns the layout with every array but ``batch_sizes`` on ``device``."""
-        if self.initial_row.device == device:
+        reverse = self.reverse
+        if self.initial_row.device == device and (reverse is None or reverse.device == device):
             return self
 
         def move(array: Tensor | None) -> Tensor | None:
@@ -99,51 +119,79 @@ def _small_full(num_steps: int, num_rows: int, batch_first: bool, bidirectional:
 
 def _full(num_steps: int, num_rows: int, batch_first: bool, bidirectional: bool) -> Layout:
     batch_sizes = torch.full((num_steps if num_rows else 0,), num_rows, device="cpu")
-    segments = _arange(num_rows if num_steps else 0)
+    segments = _index_arrays.arange(num_rows if num_steps else 0)
     rows = reverse = None
     if batch_first and num_rows > 1:
-        rows = _arange(num_rows * num_steps).view(num_rows, num_steps).t().reshape(-1)
+        rows = _index_arrays.arange(num_rows * num_steps).view(num_rows, num_steps).t().reshape(-1)
     if bidirectional:
-        reverse = _arange(num_rows * num_steps).view(num_steps, num_rows).flip(0).reshape(-1)
+        reverse = (
+            _index_arrays.arange(num_rows * num_steps).view(num_steps, num_rows).flip(0).reshape(-1)
+        )
     return Layout(batch_sizes, rows, reverse, segments, segments, num_rows)
 
 
-def from_lengths(
-    lengths: Tensor, num_steps: int, *, batch_first: bool, bidirectional: bool
+def from_padded(
+    num_steps: int,
+    num_rows: int,
+    *,
+    lengths: Tensor | None = None,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+    batch_first: bool,
+    bidirectional: bool,
 ) -> Layout:
-    """Layout of a batch that is padded on the right.
+    """Layout of a padded batch.
 
     Args:
-        lengths: ``[B]``, int64 on the CPU, each in ``[0, T]``; rows of length 0 have no segment.
         num_steps: ``T``.
+        num_rows: ``B``.
+        lengths: ``[B]``, int64, each in ``[0, T]``: the tokens of each row, before its padding.
+        mask: bool, ``[B, T]`` if ``batch_first``, else ``[T, B]``: True at tokens.
+        resets: bool, as ``mask``: True where a segment begins; of no account where no token is.
         batch_first: whether the flat tensor is ``[B * T, I]`` (True) or ``[T * B, I]`` (False).
         bidirectional: whether ``reverse`` is wanted.
     """
-    make = torch.ops.varlen_rnn.layout_from_lengths if _compiled() else _from_lengths
-    batch_sizes, rows, segments = make(lengths, num_steps, batch_first)
-    reverse = _reverse_order(batch_sizes) if bidirectional else None
-    return Layout(batch_sizes, rows, reverse, segments, segments, lengths.numel())
+    if lengths is None and mask is None and resets is None:
+        return full(num_steps, num_rows, batch_first=batch_first, bidirectional=bidirectional)
+    return _from_rows(
+        lengths,
+        None,
+        None if mask is None else mask.reshape(-1),
+        None if resets is None else resets.reshape(-1),
+        num_rows,
+        num_steps,
+        batch_first,
+        bidirectional,
+    )
 
 
-def _from_lengths(
-    lengths: Tensor, num_steps: int, batch_first: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``batch_sizes``, ``rows``, and each segment's row of the batch."""
-    num_rows = lengths.numel()
-    sorted_lengths, segments = torch.sort(lengths, descending=True, stable=True)
-    segments = segments[sorted_lengths > 0]
-    ascending = sorted_lengths[: segments.numel()].flip(0)
-    longest = int(ascending[-1]) if ascending.numel() else 0
-    steps = _arange(longest)
-    batch_sizes = segments.numel() - torch.searchsorted(ascending, steps, right=True)
-    step, segment = _step_and_segment(batch_sizes)
-    row = segments[segment]
-    rows = row * num_steps + step if batch_first else step * num_rows + row
-    return batch_sizes, rows, segments
+def from_flat(
+    first: Tensor,
+    lengths: Tensor,
+    num_flat_rows: int,
+    *,
+    resets: Tensor | None = None,
+    bidirectional: bool,
+) -> Layout:
+    """Layout of rows that lie one behind the other.
+
+    Args:
+        first: ``[B]``, int64, non-decreasing: where each row begins in the flat tensor.
+        lengths: ``[B]``, int64: the tokens of each row, none of them beyond the next row's first.
+        num_flat_rows: ``R``.
+        resets: ``[R]``, bool: as in :func:`from_padded`.
+        bidirectional: whether ``reverse`` is wanted.
+    """
+    num_rows = lengths.shape[0]
+    return _from_rows(lengths, first, None, resets, num_rows, num_flat_rows, True, bidirectional)
 
 
 def from_packed(
-    batch_sizes: Tensor, sorted_indices: Tensor | None, *, bidirectional: bool
+    batch_sizes: Tensor,
+    sorted_indices: Tensor | None,
+    *,
+    resets: Tensor | None = None,
+    bidirectional: bool,
 ) -> Layout:
     """Layout of a ``PackedSequence``.
 
@@ -151,14 +199,67 @@ def from_packed(
         batch_sizes: ``[S]``, as in the ``PackedSequence``.
         sorted_indices: ``[B]``, the row that each segment comes from, or None if rows were sorted
             already.
+        resets: ``[N]``, bool, as the data: as in :func:`from_padded`.
         bidirectional: whether ``reverse`` is wanted.
     """
     num_rows = int(batch_sizes[0])
-    segments = (
-        _arange(num_rows) if sorted_indices is None else sorted_indices.to("cpu", torch.int64)
+    segments = _index_arrays.arange(num_rows) if sorted_indices is None else sorted_indices.long()
+    if resets is None:
+        reverse = _reverse_order(batch_sizes) if bidirectional else None
+        return Layout(batch_sizes, None, reverse, segments, segments, num_rows)
+    # Of the sorted rows one behind the other, and from there to where their tokens are.
+    step, row = _index_arrays.step_and_segment(batch_sizes)
+    lengths = torch.bincount(row, minlength=num_rows)
+    first = lengths.cumsum(0) - lengths
+    places = torch.empty_like(step).index_copy_(
+        0, first[row] + step, _index_arrays.arange(step.numel())
     )
-    reverse = _reverse_order(batch_sizes) if bidirectional else None
-    return Layout(batch_sizes, None, reverse, segments, segments, num_rows)
+    first, lengths, segments, places = (
+        array.to(resets.device) for array in (first, lengths, segments, places)
+    )
+    batch = from_flat(
+        first, lengths, step.numel(), resets=resets[places], bidirectional=bidirectional
+    )
+    assert batch.rows is not None
+
+    def of_batch(row: Tensor) -> Tensor:
+        return torch.where(row < 0, row, segments[row])
+
+    return Layout(
+        batch.batch_sizes,
+        places[batch.rows],
+        batch.reverse,
+        of_batch(batch.initial_row),
+        of_batch(batch.final_row),
+        num_rows,
+    )
+
+
+def _from_rows(
+    lengths: Tensor | None,
+    first: Tensor | None,
+    mask: Tensor | None,
+    resets: Tensor | None,
+    num_rows: int,
+    num_steps: int,
+    batch_first: bool,
+    bidirectional: bool,
+) -> Layout:
+    """Layout of rows of positions, of which the valid ones are tokens.
+
+    Row ``b`` has ``lengths[b]`` positions, or ``T``. They lie side by side from ``first[b]`` on in
+    a flat tensor of ``T`` rows, or without ``first`` where a padded batch has them. ``mask`` and
+    ``resets`` are ``[R]``.
+    """
+    args = (lengths, first, mask, resets, num_rows, num_steps, batch_first)
+    on_cpu = all(array is None or array.is_cpu for array in (lengths, first, mask, resets))
+    if on_cpu and _compiled():
+        arrays = torch.ops.varlen_rnn.layout_from_rows(*args)
+        batch_sizes, rows, initial_row, final_row = arrays
+        reverse = _reverse_order(batch_sizes) if bidirectional else None
+        return Layout(batch_sizes, rows, reverse, initial_row, final_row, num_rows)
+    layout = Layout(*_index_arrays.from_rows(*args, bidirectional), num_rows)
+    return layout.exact() if on_cpu else layout
 
 
 def _eager() -> bool:
@@ -175,26 +276,8 @@ def _compiled() -> bool:
     return _extension.UNAVAILABLE is None and _eager()
 
 
-def _arange(end: int) -> Tensor:
-    return torch.arange(end, device="cpu")  # whatever torch.set_default_device says
-
-
-def _step_and_segment(batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """Step and segment of every token, each ``[N]``."""
-    step = torch.repeat_interleave(batch_sizes)
-    first_token = batch_sizes.cumsum(0) - batch_sizes
-    return step, _arange(step.numel()) - first_token[step]
-
-
 def _reverse_order(batch_sizes: Tensor) -> Tensor:
-    """For every token ``(step, segment)`` the token ``(length - 1 - step, segment)``: ``[N]``."""
-    if _compiled():
-        order: Tensor = torch.ops.varlen_rnn.reverse_order(batch_sizes)
-        return order
-    step, segment = _step_and_segment(batch_sizes)
-    num_segments = int(batch_sizes[0]) if batch_sizes.numel() else 0
-    segment_lengths = batch_sizes.numel() - torch.searchsorted(
-        batch_sizes.flip(0), _arange(num_segments), right=True
-    )
-    first_token = batch_sizes.cumsum(0) - batch_sizes
-    return first_token[segment_lengths[segment] - 1 - step] + segment
+    """The layout's ``reverse``."""
+    make = torch.ops.varlen_rnn.reverse_order if _compiled() else _index_arrays.reverse_order
+    order: Tensor = make(batch_sizes)
+    return order

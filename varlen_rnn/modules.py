@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from varlen_rnn import ops
-from varlen_rnn._rnn_base import Lengths, VarLenRNNBase
+from varlen_rnn._checks import Lengths, Mask
+from varlen_rnn._rnn_base import VarLenRNNBase
 from varlen_rnn.layout import Layout
 
 
@@ -79,6 +80,10 @@ class VarLenLSTM(VarLenRNNBase):
         hx: tuple[Tensor, Tensor] | None = None,
         *,
         lengths: Lengths | None = None,
+        mask: Mask | None = None,
+        resets: Mask | None = None,
+        cu_seqlens: Lengths | None = None,
+        output_states: Literal[False] = False,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
 
     @overload
@@ -86,7 +91,33 @@ class VarLenLSTM(VarLenRNNBase):
         self,
         input: PackedSequence,
         hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        resets: Mask | None = None,
+        output_states: Literal[False] = False,
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
+
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Lengths | None = None,
+        mask: Mask | None = None,
+        resets: Mask | None = None,
+        cu_seqlens: Lengths | None = None,
+        output_states: Literal[True],
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]: ...
+
+    @overload
+    def forward(
+        self,
+        input: PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        resets: Mask | None = None,
+        output_states: Literal[True],
+    ) -> tuple[tuple[PackedSequence, PackedSequence], tuple[Tensor, Tensor]]: ...
 
     def forward(
         self,
@@ -94,33 +125,80 @@ class VarLenLSTM(VarLenRNNBase):
         hx: tuple[Tensor, Tensor] | None = None,
         *,
         lengths: Lengths | None = None,
-    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+        mask: Mask | None = None,
+        resets: Mask | None = None,
+        cu_seqlens: Lengths | None = None,
+        output_states: bool = False,
+    ) -> tuple[Any, tuple[Tensor, Tensor]]:
         """Runs the layers over every row's valid tokens.
 
+        Equivalent to ``nn.LSTM`` on each segment by itself, ``rnn(x[b, start:end], hx[:, b])``: a
+        segment is a run of a row's valid tokens, without those that are not valid, up to the next
+        reset. ``hx`` goes into a row's first segment, and ``(h_n, c_n)`` come from its last one, in
+        both directions; other segments start from zeros.
+
         Args:
-            input: ``[T, B, I]`` (``[B, T, I]`` if ``batch_first``), one sequence ``[T, I]``, or a
-                ``PackedSequence``, sorted or not.
+            input: ``[T, B, I]`` (``[B, T, I]`` if ``batch_first``), one sequence ``[T, I]``, a
+                ``PackedSequence``, sorted or not, a flat batch ``[N, I]`` with ``cu_seqlens``, or a
+                jagged ``NestedTensor`` ``[B, j, I]``.
             hx: ``h_0 [L * D, B, P]`` and
                 ``c_0 [L * D, B, H]`` in the caller's order of rows (``[L * D, *]`` for one
                 sequence); None for zeros.
             lengths: ``[B]``, any integer dtype on any device, each in ``[0, T]``: the valid tokens
                 of each row, the rest being padding that is never read. None if all are valid.
+            mask: ``[T, B]`` (``[B, T]`` if ``batch_first``; ``[T]`` for one sequence), bool or
+                integers 0 and 1, True at valid tokens, wherever they are: on the left, on the
+                right, or with holes in between, over which states pass unchanged.
+            resets: True where the state is zero before the token is consumed (Gymnasium's "an
+                episode starts here", torchrl's ``is_init``), laid out as the tokens are: as
+                ``mask`` for a padded batch and one sequence, ``[N]`` for a ``PackedSequence`` and a
+                flat batch, a jagged ``NestedTensor`` ``[B, j]`` for such an input. What stands
+                where no valid token is does not count. For flags that say "it ended after this
+                step" see :func:`varlen_rnn.masking.dones_to_resets`.
+            cu_seqlens: ``[B + 1]``, integers, non-decreasing from 0 to N: row b of a flat batch is
+                ``input[cu_seqlens[b] : cu_seqlens[b + 1]]``.
+            output_states: whether the output is a pair ``(h, c)`` of all states of the last layer,
+                and not ``h`` alone. ``c`` is ``[..., D * H]``, in the form of the output.
 
         Returns:
             The output in the form of the input, ``[..., D * P]``, zero at padding; and
-            ``(h_n, c_n)``, the states after each row's last valid token, shaped as ``hx``. A row of
-            length 0 keeps its ``hx``.
+            ``(h_n, c_n)``, the states after each row's last valid token, shaped as ``hx``. A row
+            without valid tokens keeps its ``hx``.
 
         Raises:
-            ValueError: a shape or a value that does not fit, or ``lengths`` with an input that has
-            its own. TypeError: a type or dtype that does not fit.
+            ValueError: a shape or a value that does not fit, or ``lengths``, ``mask`` or
+            ``cu_seqlens`` with an input or an argument that says the same. TypeError: a type or
+            dtype that does not fit.
+
+        Example:
+            >>> import torch
+            >>> from varlen_rnn import VarLenLSTM
+            >>> rnn = VarLenLSTM(8, 16, batch_first=True)
+            >>> x = torch.randn(2, 4, 8)
+            >>> mask = torch.tensor([[False, True, True, True], [True, True, False, True]])
+            >>> starts = torch.tensor([[0, 0, 1, 0], [0, 0, 0, 0]])
+            >>> (h, c), (h_n, c_n) = rnn(x, mask=mask, resets=starts, output_states=True)
+            >>> h.shape, c.shape, h_n.shape
+            (torch.Size([2, 4, 16]), torch.Size([2, 4, 16]), torch.Size([1, 2, 16]))
+            >>> alone, _ = rnn(x[0, 2:])
+            >>> torch.equal(h[0, 2:], alone)
+            True
         """
         if hx is not None and not (isinstance(hx, (tuple, list)) and len(hx) == 2):
             got = f"{len(hx)} of them" if isinstance(hx, (tuple, list)) else type(hx).__name__
             raise TypeError(f"VarLenLSTM: hx must be a tuple (h_0, c_0), got {got}")
         sizes = (self.proj_size or self.hidden_size, self.hidden_size)
         states = None if hx is None else (hx[0], hx[1])
-        output, (h_n, c_n) = self._forward(input, states, sizes, lengths)
+        output, (h_n, c_n) = self._forward(
+            input,
+            states,
+            sizes,
+            output_states,
+            lengths=lengths,
+            mask=mask,
+            resets=resets,
+            cu_seqlens=cu_seqlens,
+        )
         return output, (h_n, c_n)
 
     def _layer(
@@ -129,9 +207,10 @@ class VarLenLSTM(VarLenRNNBase):
         states: Sequence[Tensor | None],
         weights: list[Tensor | None],
         batch: Layout,
+        output_states: bool,
     ) -> tuple[Tensor, ...]:
         h_0, c_0 = states
-        return ops.lstm(x, h_0, c_0, weights, batch)
+        return ops.lstm(x, h_0, c_0, weights, batch, output_states)
 
 
 class VarLenGRU(VarLenRNNBase):
@@ -178,12 +257,19 @@ class VarLenGRU(VarLenRNNBase):
 
     @overload
     def forward(
-        self, input: Tensor, hx: Tensor | None = None, *, lengths: Lengths | None = None
+        self,
+        input: Tensor,
+        hx: Tensor | None = None,
+        *,
+        lengths: Lengths | None = None,
+        mask: Mask | None = None,
+        resets: Mask | None = None,
+        cu_seqlens: Lengths | None = None,
     ) -> tuple[Tensor, Tensor]: ...
 
     @overload
     def forward(
-        self, input: PackedSequence, hx: Tensor | None = None
+        self, input: PackedSequence, hx: Tensor | None = None, *, resets: Mask | None = None
     ) -> tuple[PackedSequence, Tensor]: ...
 
     def forward(
@@ -192,14 +278,27 @@ class VarLenGRU(VarLenRNNBase):
         hx: Tensor | None = None,
         *,
         lengths: Lengths | None = None,
+        mask: Mask | None = None,
+        resets: Mask | None = None,
+        cu_seqlens: Lengths | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs the layers over every row's valid tokens.
 
         Arguments, result and errors are those of :meth:`VarLenLSTM.forward`, with
-        ``h_0 [L * D, B, H]`` for ``hx`` and ``h_n`` for the final state.
+        ``h_0 [L * D, B, H]`` for ``hx`` and ``h_n`` for the final state; the output already holds
+        every state of the last layer.
         """
         states = None if hx is None else (hx,)
-        output, (h_n,) = self._forward(input, states, (self.hidden_size,), lengths)
+        output, (h_n,) = self._forward(
+            input,
+            states,
+            (self.hidden_size,),
+            False,
+            lengths=lengths,
+            mask=mask,
+            resets=resets,
+            cu_seqlens=cu_seqlens,
+        )
         return output, h_n
 
     def _layer(
@@ -208,6 +307,7 @@ class VarLenGRU(VarLenRNNBase):
         states: Sequence[Tensor | None],
         weights: list[Tensor | None],
         batch: Layout,
+        output_states: bool,
     ) -> tuple[Tensor, ...]:
         (h_0,) = states
         return ops.gru(x, h_0, weights[:4] + weights[5:9], batch)

@@ -4,10 +4,11 @@ Compiled ops (schemas in ``csrc/library.cpp``), one layer in one or both directi
 that make layouts:
 
 - ``varlen_rnn::lstm_inference``, ``gru_inference``: outputs and final states, nothing saved.
-- ``varlen_rnn::lstm_forward``, ``gru_forward``: the same, and what the backward pass reads.
+- ``varlen_rnn::lstm_forward``, ``gru_forward``: the same, and what the backward pass reads; the
+  cell states among that are a result like others, with a gradient.
 - ``varlen_rnn::lstm_backward``, ``gru_backward``: from the outputs' gradients to those of all the
   layer's arguments.
-- ``varlen_rnn::layout_from_lengths``, ``reverse_order``: what :mod:`varlen_rnn.layout` makes.
+- ``varlen_rnn::layout_from_rows``, ``reverse_order``: what :mod:`varlen_rnn.layout` makes.
 
 Shapes are those of the legend in :mod:`varlen_rnn.layout`.
 """
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from varlen_rnn import _extension, _gradients
+from varlen_rnn import _extension, _gradients, reference
 from varlen_rnn._gradients import GRU, LSTM, Cell, by_kind
 from varlen_rnn.layout import Layout
 
@@ -31,22 +32,30 @@ Tensors = Sequence[Tensor | None]
 
 
 def lstm(
-    x: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: Tensors, layout: Layout
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: Tensors,
+    layout: Layout,
+    output_states: bool = False,
+) -> tuple[Tensor, ...]:
     """One LSTM layer: :func:`varlen_rnn.reference.lstm`, compiled where it can be.
 
     ``weights`` are ``weight_ih, weight_hh, bias_ih, bias_hh, weight_hr`` of the forward and then of
-    the reverse direction, None for what is not there.
+    the reverse direction, None for what is not there. With ``output_states`` a fourth result holds
+    every cell state, ``[R, D * H]``.
     """
+    args: tuple[Any, ...] = (x, h_0, c_0, *weights, *_arrays(layout))
     if not _compiled(x):
-        out, h_n, c_n = LSTM.reference(x, h_0, c_0, *by_kind(weights), layout)
-        return out, h_n, c_n
-    args = (x, h_0, c_0, *weights, *_arrays(layout))
-    if _needs_gradient(x, h_0, c_0, *weights):
-        out, h_n, c_n, *_ = torch.ops.varlen_rnn.lstm_forward(*args)
+        args = (x, h_0, c_0, *by_kind(weights), layout)
+        out, h_n, c_n, *cells = LSTM.reference(*args, output_cells=output_states)
+    elif output_states or _needs_gradient(x, h_0, c_0, *weights):
+        out, h_n, c_n, *cells = torch.ops.varlen_rnn.lstm_forward(*args)[:-1]
     else:
         out, h_n, c_n = torch.ops.varlen_rnn.lstm_inference(*args)
-    return out, h_n, c_n
+    if not output_states:
+        return out, h_n, c_n
+    return out, h_n, c_n, reference.cells_of_rows(cells[0], layout, x.shape[0]).to(x.dtype)
 
 
 def gru(x: Tensor, h_0: Tensor | None, weights: Tensors, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -104,7 +113,7 @@ def _fake_forward(cell: Cell, training: bool) -> Callable[..., Any]:
         out = x.new_empty(x.shape[0], directions * output_size)
         final_sizes = (output_size, hidden_size)[: cell.num_states]
         finals = (x.new_empty(directions, num_rows, size) for size in final_sizes)
-        saved_sizes = (4 * hidden_size, hidden_size)[: cell.num_states if training else 0]
+        saved_sizes = (hidden_size, 4 * hidden_size)[-cell.num_states :] if training else ()
         saved = (x.new_empty(directions, num_tokens, size, dtype=compute) for size in saved_sizes)
         return (out, *finals, *saved)
 
@@ -115,7 +124,7 @@ def _fake_backward(cell: Cell) -> Callable[..., Any]:
     """The shapes that ``*_backward`` returns."""
 
     def fake(*args: Any) -> tuple[Tensor, ...]:
-        first = 1 + cell.num_states  # behind the outputs' gradients
+        first = cell.num_differentiable  # behind the outputs' gradients
         x, *args_behind_x = args[first:]
         weights = args_behind_x[cell.num_states :]
         weight_ih, weight_hh, *weight_hr = weights[: cell.num_kinds - 2]
@@ -142,11 +151,11 @@ def _fake_backward(cell: Cell) -> Callable[..., Any]:
     return fake
 
 
-def _fake_layout_from_lengths(
-    lengths: Tensor, num_steps: int, batch_first: bool
-) -> tuple[Tensor, ...]:
+def _fake_layout_from_rows(*args: Any) -> tuple[Tensor, ...]:
     context = torch.library.get_ctx()
-    return tuple(lengths.new_empty(context.new_dynamic_size()) for _ in range(3))
+    steps, tokens, segments = (context.new_dynamic_size() for _ in range(3))
+    sizes = (steps, tokens, segments, segments)
+    return tuple(torch.empty(size, dtype=torch.int64, device="cpu") for size in sizes)
 
 
 def _fake_reverse_order(batch_sizes: Tensor) -> Tensor:
@@ -162,7 +171,7 @@ def _register() -> None:
         library.register_fake(f"{name}_forward", _fake_forward(cell, training=True))
         library.register_fake(f"{name}_backward", _fake_backward(cell))
         library.impl(f"{name}_forward", "Autograd", _gradients.differentiable(cell))
-    library.register_fake("varlen_rnn::layout_from_lengths", _fake_layout_from_lengths)
+    library.register_fake("varlen_rnn::layout_from_rows", _fake_layout_from_rows)
     library.register_fake("varlen_rnn::reverse_order", _fake_reverse_order)
 
 

@@ -70,7 +70,8 @@ def lstm(
     bias_hh: Sequence[Tensor],
     weight_hr: Sequence[Tensor],
     layout: Layout,
-) -> tuple[Tensor, Tensor, Tensor]:
+    output_cells: bool = False,
+) -> tuple[Tensor, ...]:
     """One LSTM layer, in one or both directions.
 
     Equivalent to
@@ -87,16 +88,19 @@ def lstm(
         bias_hh: like ``bias_ih``.
         weight_hr: for each direction ``[P, H]``, or nothing at all.
         layout: the ragged batch.
+        output_cells: whether every cell state is wanted, too.
 
     Returns:
-        ``out [R, D * P]``, zero where no token lies; ``h_n [D, B, P]``; ``c_n [D, B, H]``.
+        ``out [R, D * P]``, zero where no token lies; ``h_n [D, B, P]``; ``c_n [D, B, H]``; and, if
+        they are wanted, all ``c_t [D, N, H]`` as they are computed: float32 for 16-bit types, the
+        tokens of each direction in its own order (see :func:`cells_of_rows`).
 
     Example:
         >>> import torch
         >>> from varlen_rnn import layout, reference
         >>> weights = [[weight] for weight in torch.nn.LSTM(3, 5).all_weights[0]]
-        >>> batch = layout.from_lengths(
-        ...     torch.tensor([4, 2]), 4, batch_first=False, bidirectional=False
+        >>> batch = layout.from_padded(
+        ...     4, 2, lengths=torch.tensor([4, 2]), batch_first=False, bidirectional=False
         ... )
         >>> x = torch.randn(8, 3)
         >>> out, h_n, c_n = reference.lstm(x, None, None, *weights, [], batch)
@@ -106,8 +110,10 @@ def lstm(
     weights = _per_direction(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
     h_size = weight_hh[0].shape[1]
     c_size = weight_ih[0].shape[0] // 4
-    out, (h_n, c_n) = _layer(lstm_cell, x, (h_0, c_0), (h_size, c_size), weights, layout)
-    return out, h_n, c_n
+    out, (h_n, c_n), cells = _layer(lstm_cell, x, (h_0, c_0), (h_size, c_size), weights, layout)
+    if not output_cells:
+        return out, h_n, c_n
+    return out, h_n, c_n, torch.stack([torch.cat(steps) for steps in cells])
 
 
 def gru(
@@ -134,7 +140,7 @@ def gru(
         (torch.Size([8, 5]), torch.Size([1, 2, 5]))
     """
     weights = _per_direction(weight_ih, weight_hh, bias_ih, bias_hh, [])
-    out, (h_n,) = _layer(gru_cell, x, (h_0,), (weight_hh[0].shape[1],), weights, layout)
+    out, (h_n,), _ = _layer(gru_cell, x, (h_0,), (weight_hh[0].shape[1],), weights, layout)
     return out, h_n
 
 
@@ -155,17 +161,18 @@ def _layer(
     sizes: Sequence[int],
     weights: Sequence[tuple[Tensor | None, ...]],
     layout: Layout,
-) -> tuple[Tensor, State]:
+) -> tuple[Tensor, State, list[list[Tensor]]]:
+    """Output, final states, and for each direction every step's cell states."""
     dtype = x.dtype
     compute = torch.promote_types(dtype, torch.float32)
     tokens = (x if layout.rows is None else x.index_select(0, layout.rows)).to(compute)
-    outs, finals = [], []
+    outs, finals, cells = [], [], []
     for d, direction_weights in enumerate(weights):
         state_0 = tuple(
             x.new_zeros(layout.num_rows, size, dtype=compute) if s is None else s[d].to(compute)
             for s, size in zip(initial, sizes, strict=True)
         )
-        out, final = _direction(
+        out, final, cells_of_direction = _direction(
             cell,
             tokens if d == 0 else _reversed(tokens, layout),
             state_0,
@@ -175,10 +182,28 @@ def _layer(
         )
         outs.append(out if d == 0 else _reversed(out, layout))
         finals.append(final)
-    out = torch.cat(outs, dim=1)
-    if layout.rows is not None:
-        out = out.new_zeros(x.shape[0], out.shape[1]).index_copy(0, layout.rows, out)
-    return out, tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
+        cells.append(cells_of_direction)
+    out = _to_rows(torch.cat(outs, dim=1), layout, x.shape[0])
+    return out, tuple(torch.stack(parts) for parts in zip(*finals, strict=True)), cells
+
+
+def cells_of_rows(cells: Tensor, layout: Layout, num_flat_rows: int) -> Tensor:
+    """Cell states in the tokens' own places: ``[D, N, H]`` to ``[R, D * H]``, zero at padding.
+
+    In: each direction's in its own order, as :func:`lstm` and ``varlen_rnn::lstm_forward`` have
+    them.
+    """
+    forward, *reverse = cells.unbind()
+    by_direction = [forward, *(_reversed(tokens, layout) for tokens in reverse)]
+    return _to_rows(torch.cat(by_direction, dim=1), layout, num_flat_rows)
+
+
+def _to_rows(tokens: Tensor, layout: Layout, num_flat_rows: int) -> Tensor:
+    """From step order to the flat tensor, ``[N, *]`` to ``[R, *]``, with zeros at padding."""
+    if layout.rows is None:
+        return tokens
+    zeros = tokens.new_zeros(num_flat_rows, tokens.shape[1])
+    return zeros.index_copy(0, layout.rows, tokens)
 
 
 def _reversed(tokens: Tensor, layout: Layout) -> Tensor:
@@ -194,12 +219,16 @@ def _direction(
     weights: Sequence[Tensor | None],
     layout: Layout,
     dtype: torch.dtype,
-) -> tuple[Tensor, State]:
-    """Runs over ``tokens [N, I]``; returns ``out [N, P]`` and the final states ``[B, *]``."""
+) -> tuple[Tensor, State, list[Tensor]]:
+    """Runs over ``tokens [N, I]``.
+
+    Returns ``out [N, P]``, the final states ``[B, *]``, and every step's cell states ``[*, H]``.
+    """
     starts = layout.initial_row.clamp(min=0)
     fresh = (layout.initial_row < 0).unsqueeze(1)
     state = tuple(s.index_select(0, starts).masked_fill(fresh, 0) for s in state_0)
     outs: list[Tensor] = []
+    cells: list[Tensor] = []
     ended: list[State] = []
     weight_ih, weight_hh, bias_ih, bias_hh, *weight_hr = weights
     assert weight_ih is not None
@@ -210,6 +239,7 @@ def _direction(
         ended.append(tuple(s[active:] for s in state))
         h, *c = cell(from_x, tuple(s[:active] for s in state), weight_hh, bias_hh, *weight_hr)
         outs.append(h.to(dtype))
+        cells += c
         state = (outs[-1].to(h.dtype), *c)
     ended.append(state)
     # States that are kept nowhere go to one more row, which is cut off.
@@ -220,4 +250,4 @@ def _direction(
         .to(dtype)
         for s, parts in zip(state_0, zip(*ended, strict=True), strict=True)
     )
-    return torch.cat(outs), final
+    return torch.cat(outs), final, cells

@@ -254,6 +254,10 @@ void backward_part(const Backward& p, const BackwardWorkspace<T>& space, int64_t
         const T* cells = static_cast<const T*>(p.cells) + units.begin;
         args.c = cells + place * H;
         args.d_c = own.d_c + i * space.ldu + units.begin;
+        if (p.d_cells != nullptr) {
+          const T* d_cells = static_cast<const T*>(p.d_cells) + place * H + units.begin;
+          for (int64_t u = 0; u < num_units; ++u) args.d_c[u] += d_cells[u];
+        }
         args.hidden = space.projected ? space.hidden + place * space.ldu : nullptr;
         if (s == 0) {
           const int64_t row = layout.initial_row[part.segment(i)];

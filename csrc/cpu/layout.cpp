@@ -1,6 +1,7 @@
 // The ops that make layouts, each in one pass over the tokens: varlen_rnn/layout.py has the same in
 // plain PyTorch, which is their specification.
 #include <algorithm>
+#include <limits>
 #include <tuple>
 #include <vector>
 
@@ -9,63 +10,160 @@
 namespace varlen_rnn {
 namespace {
 
-const int64_t* checked_values(const char* op, const char* name, const Tensor& tensor,
-                              const char* symbols) {
-  check_dtype(op, name, tensor, ScalarType::Long);
-  STD_TORCH_CHECK(tensor.dim() == 1, op, ": ", name, " must be ", symbols, ", got ",
-                  to_string(tensor.sizes()));
-  return tensor.const_data_ptr<int64_t>();
-}
+Tensor new_indices(int64_t size) { return unfilled(aoti_torch_dtype_int64(), {size}); }
 
-// batch_sizes [S], rows [N], and segments [G], each segment's row of the batch.
-std::tuple<Tensor, Tensor, Tensor> layout_from_lengths(const Tensor& any_lengths, int64_t num_steps,
-                                                       bool batch_first) {
-  const char* op = "varlen_rnn::layout_from_lengths";
-  const Tensor owner = dense(any_lengths);
-  const int64_t* lengths = checked_values(op, "lengths", owner, "[B]");
-  const int64_t num_rows = owner.numel();
-  int64_t num_tokens = 0, longest = 0;
-  for (int64_t b = 0; b < num_rows; ++b) {
-    STD_TORCH_CHECK(lengths[b] >= 0 && lengths[b] <= num_steps, op,
-                    ": lengths must be in [0, T] = ", "[0, ", num_steps, "], got ", lengths[b],
-                    " at index ", b);
-    num_tokens += lengths[b];
-    longest = std::max(longest, lengths[b]);
-  }
+// Where the positions of a batch lie in the flat tensor of R rows.
+struct Positions {
+  int64_t num_rows, num_steps;
+  const int64_t* lengths;  // [B], or null: T each
+  const int64_t* first;    // [B]: rows one behind the other
+  bool is_flat;            // whether `first` counts, and this is no padded batch
+  bool batch_first;
 
-  // Rows longer than s: those of length s + 1, and those longer than s + 1.
-  const Tensor batch_sizes = new_unfilled(owner, {longest});
-  int64_t* longer = batch_sizes.mutable_data_ptr<int64_t>();
-  std::fill_n(longer, longest, 0);
-  for (int64_t b = 0; b < num_rows; ++b) {
-    if (lengths[b] > 0) longer[lengths[b] - 1] += 1;
-  }
-  for (int64_t s = longest - 1; s > 0; --s) longer[s - 1] += longer[s];
+  int64_t num_flat_rows() const { return is_flat ? num_steps : num_rows * num_steps; }
+  int64_t length(int64_t b) const { return lengths != nullptr ? lengths[b] : num_steps; }
+  int64_t begin(int64_t b) const { return is_flat ? first[b] : batch_first ? b * num_steps : b; }
+  int64_t stride() const { return is_flat || batch_first ? 1 : num_rows; }
 
-  const Tensor segments = new_unfilled(owner, {longest == 0 ? 0 : longer[0]});
-  int64_t* segment_rows = segments.mutable_data_ptr<int64_t>();
-  // Rows of a length come after all that are longer, and among each other in the batch's order.
-  std::vector<int64_t> place(longer, longer + longest);
-  place.push_back(0);
-  for (int64_t b = 0; b < num_rows; ++b) {
-    if (lengths[b] > 0) segment_rows[place[lengths[b]]++] = b;
-  }
-
-  const Tensor rows = new_unfilled(owner, {num_tokens});
-  int64_t* row = rows.mutable_data_ptr<int64_t>();
-  for (int64_t s = 0; s < longest; ++s) {
-    for (int64_t j = 0; j < longer[s]; ++j) {
-      *row++ = batch_first ? segment_rows[j] * num_steps + s : s * num_rows + segment_rows[j];
+  void check(const char* op) const {
+    for (int64_t b = 0; b < num_rows; ++b) {
+      STD_TORCH_CHECK(length(b) >= 0 && length(b) <= num_steps, op,
+                      ": lengths must be in [0, T] = ", "[0, ", num_steps, "], got ", length(b),
+                      " at index ", b);
+      const int64_t last = num_flat_rows() - length(b);
+      STD_TORCH_CHECK(!is_flat || (first[b] >= 0 && first[b] <= last), op,
+                      ": first must be in [0, R - length] = ", "[0, ", last, "], got ", begin(b),
+                      " at index ", b);
     }
   }
-  return {batch_sizes, rows, segments};
+};
+
+struct Segment {
+  int64_t begin;  // the first token's flat row; with a mask its place in Segments::tokens
+  int64_t length, initial_row, final_row;
+};
+
+// The segments of all rows, one row behind the other.
+struct Segments {
+  std::vector<Segment> list;
+  std::vector<int64_t> tokens;  // with a mask: their flat rows, one row behind the other
+  int64_t stride;               // from one of a segment's tokens to the next, counted as `begin`
+  int64_t num_tokens = 0, longest = 0;
+
+  Segments(const Positions& positions, const bool* mask, const bool* resets)
+      : stride(mask != nullptr ? 1 : positions.stride()) {
+    list.reserve(static_cast<size_t>(positions.num_rows));
+    for (int64_t b = 0; b < positions.num_rows; ++b) {
+      int64_t begin = positions.begin(b), length = positions.length(b);
+      if (mask != nullptr) {
+        const auto before = static_cast<int64_t>(tokens.size());
+        for (int64_t t = 0; t < length; ++t) {
+          const int64_t row = begin + t * positions.stride();
+          if (mask[row]) tokens.push_back(row);
+        }
+        begin = before;
+        length = static_cast<int64_t>(tokens.size()) - before;
+      }
+      add_row(b, begin, length, resets);
+    }
+  }
+
+  int64_t flat_row(int64_t begin, int64_t step) const {
+    const int64_t place = begin + step * stride;
+    return tokens.empty() ? place : tokens[place];
+  }
+
+  // The tokens of row b, cut before every reset.
+  void add_row(int64_t b, int64_t begin, int64_t length, const bool* resets) {
+    Segment segment{begin, length, b, b};
+    int64_t start = 0;
+    for (int64_t t = 0; resets != nullptr && t < length; ++t) {
+      if (!resets[flat_row(begin, t)]) continue;
+      if (t > start) add({segment.begin, t - start, segment.initial_row, -1});
+      segment = {begin + t * stride, length - t, -1, b};
+      start = t;
+    }
+    if (length > 0) add(segment);
+  }
+
+  void add(const Segment& segment) {
+    list.push_back(segment);
+    num_tokens += segment.length;
+    longest = std::max(longest, segment.length);
+  }
+};
+
+// batch_sizes [S], rows [N], initial_row [G], final_row [G].
+std::tuple<Tensor, Tensor, Tensor, Tensor> layout_from_rows(
+    const OptionalTensor& lengths, const OptionalTensor& first, const OptionalTensor& mask,
+    const OptionalTensor& resets, int64_t num_rows, int64_t num_steps, bool batch_first) {
+  const char* op = "varlen_rnn::layout_from_rows";
+  STD_TORCH_CHECK(num_rows >= 0 && num_steps >= 0, op,
+                  ": num_rows and num_steps must be at least 0, got ", num_rows, " and ",
+                  num_steps);
+  STD_TORCH_CHECK(num_steps == 0 || num_rows <= std::numeric_limits<int64_t>::max() / num_steps, op,
+                  ": num_rows * num_steps must fit 64 bits, got ", num_rows, " and ", num_steps);
+  TensorList keep;
+  const auto values = [&](const char* name, const OptionalTensor& tensor, ScalarType dtype,
+                          const char* symbols, int64_t size) -> const void* {
+    if (!tensor.has_value()) return nullptr;
+    check_dtype(op, name, *tensor, dtype);
+    check_shape(op, name, *tensor, symbols, {size});
+    keep.push_back(dense(*tensor));
+    return keep.back().const_data_ptr();
+  };
+  const Positions positions = {
+      num_rows,
+      num_steps,
+      static_cast<const int64_t*>(values("lengths", lengths, ScalarType::Long, "[B]", num_rows)),
+      static_cast<const int64_t*>(values("first", first, ScalarType::Long, "[B]", num_rows)),
+      first.has_value(),
+      batch_first};
+  positions.check(op);
+  const int64_t R = positions.num_flat_rows();
+  const void* is_valid = values("mask", mask, ScalarType::Bool, "[R]", R);
+  const void* is_reset = values("resets", resets, ScalarType::Bool, "[R]", R);
+  const Segments segments(positions, static_cast<const bool*>(is_valid),
+                          static_cast<const bool*>(is_reset));
+  const int64_t longest = segments.longest;
+
+  // Segments longer than s: those of length s + 1, and those longer than s + 1.
+  const Tensor batch_sizes = new_indices(longest);
+  int64_t* longer = batch_sizes.mutable_data_ptr<int64_t>();
+  std::fill_n(longer, longest, 0);
+  for (const Segment& segment : segments.list) longer[segment.length - 1] += 1;
+  for (int64_t s = longest - 1; s > 0; --s) longer[s - 1] += longer[s];
+
+  // Segments of a length come after all that are longer, and among each other in the order of rows.
+  const auto num_segments = static_cast<int64_t>(segments.list.size());
+  const Tensor initial_row = new_indices(num_segments), final_row = new_indices(num_segments);
+  int64_t* initial = initial_row.mutable_data_ptr<int64_t>();
+  int64_t* finals = final_row.mutable_data_ptr<int64_t>();
+  std::vector<int64_t> place(longer, longer + longest), begin(segments.list.size());
+  place.push_back(0);
+  for (const Segment& segment : segments.list) {
+    const int64_t j = place[segment.length]++;
+    begin[j] = segment.begin;
+    initial[j] = segment.initial_row;
+    finals[j] = segment.final_row;
+  }
+
+  const Tensor rows = new_indices(segments.num_tokens);
+  int64_t* row = rows.mutable_data_ptr<int64_t>();
+  for (int64_t s = 0; s < longest; ++s) {
+    for (int64_t j = 0; j < longer[s]; ++j) *row++ = segments.flat_row(begin[j], s);
+  }
+  return {batch_sizes, rows, initial_row, final_row};
 }
 
 // For every token (step, segment) the token (length - 1 - step, segment): [N].
 Tensor reverse_order(const Tensor& any_batch_sizes) {
   const char* op = "varlen_rnn::reverse_order";
   const Tensor owner = dense(any_batch_sizes);
-  const int64_t* batch_sizes = checked_values(op, "batch_sizes", owner, "[S]");
+  check_dtype(op, "batch_sizes", owner, ScalarType::Long);
+  STD_TORCH_CHECK(owner.dim() == 1, op, ": batch_sizes must be [S], got ",
+                  to_string(owner.sizes()));
+  const int64_t* batch_sizes = owner.const_data_ptr<int64_t>();
   const int64_t num_steps = owner.numel();
   std::vector<int64_t> first_token(static_cast<size_t>(num_steps) + 1, 0);
   for (int64_t s = 0; s < num_steps; ++s) {
@@ -88,7 +186,7 @@ Tensor reverse_order(const Tensor& any_batch_sizes) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(varlen_rnn, CPU, m) {
-  m.impl("layout_from_lengths", TORCH_BOX(&layout_from_lengths));
+  m.impl("layout_from_rows", TORCH_BOX(&layout_from_rows));
   m.impl("reverse_order", TORCH_BOX(&reverse_order));
 }
 

@@ -312,7 +312,8 @@ struct BackwardResult {
 
 BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTensor& d_out,
                             const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
-                            const Tensor& x, const OptionalTensor& h_0, const OptionalTensor& c_0,
+                            const OptionalTensor& d_cells, const Tensor& x,
+                            const OptionalTensor& h_0, const OptionalTensor& c_0,
                             const WeightTensors& weights, const Tensor& batch_sizes,
                             const OptionalTensor& rows, const OptionalTensor& reverse,
                             const Tensor& initial_row, const Tensor& final_row, int64_t num_rows,
@@ -339,6 +340,8 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
       checked_optional(op, "d_h_n", d_h_n, dtype, "[D, B, P]", {D, num_rows, P});
   const OptionalTensor d_c =
       checked_optional(op, "d_c_n", d_c_n, dtype, "[D, B, H]", {D, num_rows, H});
+  const OptionalTensor d_states =
+      checked_optional(op, "d_cells", d_cells, compute, "[D, N, H]", {D, N, H});
   const OptionalTensor h = checked_optional(op, "h_0", h_0, dtype, "[D, B, P]", {D, num_rows, P});
   const OptionalTensor c = checked_optional(op, "c_0", c_0, dtype, "[D, B, H]", {D, num_rows, H});
   const OptionalTensor output = checked_optional(op, "out", out, dtype, "[R, D * P]", {R, D * P});
@@ -378,6 +381,7 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
   p.d_out = pointer(d_output);
   p.d_h_n = pointer(d_h);
   p.d_c_n = pointer(d_c);
+  p.d_cells = pointer(d_states);
   p.x = input.x.const_data_ptr();
   p.x_stride = input.x.stride(0);
   p.h_0 = pointer(h);
@@ -422,27 +426,28 @@ auto lstm(const Tensor& x, const OptionalTensor& h_0, const OptionalTensor& c_0,
   ForwardResult r = run_forward(op, 4, training, x, h_0, c_0, weights, batch_sizes, rows, reverse,
                                 initial_row, final_row, num_rows);
   if constexpr (training) {
-    return std::make_tuple(r.out, r.h_n, *r.c_n, *r.gates, *r.cells);
+    return std::make_tuple(r.out, r.h_n, *r.c_n, *r.cells, *r.gates);
   } else {
     return std::make_tuple(r.out, r.h_n, *r.c_n);
   }
 }
 
 auto lstm_backward(const OptionalTensor& d_out, const OptionalTensor& d_h_n,
-                   const OptionalTensor& d_c_n, const Tensor& x, const OptionalTensor& h_0,
-                   const OptionalTensor& c_0, const Tensor& weight_ih, const Tensor& weight_hh,
-                   const OptionalTensor& weight_hr, const OptionalTensor& weight_ih_reverse,
-                   const OptionalTensor& weight_hh_reverse, const OptionalTensor& weight_hr_reverse,
-                   const Tensor& batch_sizes, const OptionalTensor& rows,
-                   const OptionalTensor& reverse, const Tensor& initial_row,
-                   const Tensor& final_row, int64_t num_rows, const Tensor& out,
-                   const Tensor& gates, const Tensor& cells, bool needs_x, bool needs_weights) {
+                   const OptionalTensor& d_c_n, const OptionalTensor& d_cells, const Tensor& x,
+                   const OptionalTensor& h_0, const OptionalTensor& c_0, const Tensor& weight_ih,
+                   const Tensor& weight_hh, const OptionalTensor& weight_hr,
+                   const OptionalTensor& weight_ih_reverse, const OptionalTensor& weight_hh_reverse,
+                   const OptionalTensor& weight_hr_reverse, const Tensor& batch_sizes,
+                   const OptionalTensor& rows, const OptionalTensor& reverse,
+                   const Tensor& initial_row, const Tensor& final_row, int64_t num_rows,
+                   const Tensor& out, const Tensor& gates, const Tensor& cells, bool needs_x,
+                   bool needs_weights) {
   const WeightTensors weights = {
       {{weight_ih, weight_hh, {}, {}, weight_hr},
        {weight_ih_reverse, weight_hh_reverse, {}, {}, weight_hr_reverse}}};
-  BackwardResult r = run_backward("varlen_rnn::lstm_backward", 4, d_out, d_h_n, d_c_n, x, h_0, c_0,
-                                  weights, batch_sizes, rows, reverse, initial_row, final_row,
-                                  num_rows, out, gates, cells, needs_x, needs_weights);
+  BackwardResult r = run_backward("varlen_rnn::lstm_backward", 4, d_out, d_h_n, d_c_n, d_cells, x,
+                                  h_0, c_0, weights, batch_sizes, rows, reverse, initial_row,
+                                  final_row, num_rows, out, gates, cells, needs_x, needs_weights);
   const std::vector<Tensor>&f = r.d_weights[0], &b = r.d_weights[1];
   return std::make_tuple(r.d_x, r.d_h_0, *r.d_c_0, f[0], f[1], f[2], f[3], f[4], b[0], b[1], b[2],
                          b[3], b[4]);
@@ -477,7 +482,7 @@ auto gru_backward(const OptionalTensor& d_out, const OptionalTensor& d_h_n, cons
                   bool needs_weights) {
   const WeightTensors weights = {
       {{weight_ih, weight_hh, {}, {}, {}}, {weight_ih_reverse, weight_hh_reverse, {}, {}, {}}}};
-  BackwardResult r = run_backward("varlen_rnn::gru_backward", 3, d_out, d_h_n, {}, x, h_0, {},
+  BackwardResult r = run_backward("varlen_rnn::gru_backward", 3, d_out, d_h_n, {}, {}, x, h_0, {},
                                   weights, batch_sizes, rows, reverse, initial_row, final_row,
                                   num_rows, out, gates, {}, needs_x, needs_weights);
   const std::vector<Tensor>&f = r.d_weights[0], &b = r.d_weights[1];

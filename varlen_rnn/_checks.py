@@ -1,0 +1,198 @@
+"""Checks of the arguments that say which tokens are valid, shared by modules and masking.
+
+Every message names the operation, the argument, what was expected in symbols and numbers, and what
+was got. Values on the CPU are checked at once. Values on a CUDA device are checked there, without
+waiting for them: a wrong one fails as a device-side assertion, as an index out of range does in
+``torch.nn.functional.embedding``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+Lengths = Tensor | Sequence[int] | np.ndarray[Any, Any]
+Mask = Tensor | Sequence[Any] | np.ndarray[Any, Any]
+
+
+class InputShapeError(ValueError, RuntimeError):
+    """A shape or value that does not fit; ``torch.nn.LSTM`` has a RuntimeError for sizes."""
+
+
+class InputTypeError(TypeError, ValueError):
+    """A dtype that does not fit; ``torch.nn.LSTM`` has a ValueError for the input's."""
+
+
+def failure(name: str, what: str, expected: str, got: object) -> InputShapeError:
+    """The error of a shape or value."""
+    return InputShapeError(f"{name}: {what} must be {expected}, got {got}")
+
+
+def check_lengths(name: str, lengths: Lengths, num_steps: int, num_rows: int) -> Tensor:
+    """The lengths as ``[B]`` int64, each in ``[0, T]``, on the device they came from."""
+    if isinstance(lengths, Tensor):
+        if not _is_integer(lengths.dtype):
+            raise TypeError(f"{name}: lengths must be integers, got {lengths.dtype}")
+        if not lengths.is_cpu:
+            if lengths.shape != (num_rows,):
+                raise failure(name, "lengths", f"[B] = [{num_rows}]", list(lengths.shape))
+            values = lengths.long()
+            inside = (values >= 0) & (values <= num_steps)
+            _check_values(name, "lengths", f"in [0, T] = [0, {num_steps}]", inside, values)
+            return values
+    try:
+        array = lengths.numpy(force=True) if isinstance(lengths, Tensor) else np.asarray(lengths)
+    except ValueError as error:
+        raise failure(name, "lengths", "[B]", "sequences of unequal lengths") from error
+    integers = array.dtype.kind in "iu" or all(type(length) is int for length in array.flat)
+    if not integers:
+        got = type(lengths).__name__ if array.ndim == 0 else array.dtype
+        raise TypeError(f"{name}: lengths must be integers, got {got}")
+    if array.shape != (num_rows,):
+        raise failure(name, "lengths", f"[B] = [{num_rows}]", list(array.shape))
+    if array.dtype != object:
+        exact = array.astype(np.int64)
+        if exact.view(np.uint64).max(initial=0) <= num_steps:  # negative ones become large
+            return torch.from_numpy(exact)
+    outside = np.flatnonzero((array < 0) | (array > num_steps))
+    if outside.size:
+        got = f"{array[outside[0]]} at index {outside[0]}"
+        raise failure(name, "lengths", f"in [0, T] = [0, {num_steps}]", got)
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def check_mask(name: str, what: str, mask: Mask, shape: Sequence[int], symbols: str) -> Tensor:
+    """The mask as bool, on the device it came from; it may come as integers 0 and 1.
+
+    ``symbols`` name the expected ``shape``: ``"[B, T]"``.
+    """
+    if not isinstance(mask, Tensor):
+        try:
+            array = np.asarray(mask)
+        except ValueError as error:
+            raise failure(name, what, symbols, "sequences of unequal lengths") from error
+        if array.dtype.kind not in "biu":
+            got = type(mask).__name__ if array.ndim == 0 else array.dtype
+            raise TypeError(f"{name}: {what} must be bool, or integers 0 and 1, got {got}")
+        mask = torch.from_numpy(array)
+    if mask.shape != tuple(shape):
+        raise failure(name, what, f"{symbols} = {list(shape)}", list(mask.shape))
+    if mask.dtype == torch.bool:
+        return mask
+    if not _is_integer(mask.dtype):
+        raise TypeError(f"{name}: {what} must be bool, or integers 0 and 1, got {mask.dtype}")
+    values = mask
+    is_flag = (values == 0) | (values == 1)
+    _check_values(name, what, "bool, or integers 0 and 1", is_flag, values)
+    return mask != 0
+
+
+def check_cu_seqlens(
+    name: str, cu_seqlens: Lengths, num_tokens: int, what: str = "cu_seqlens"
+) -> Tensor:
+    """The rows' boundaries as ``[B + 1]`` int64, from 0 to N, on the device they came from."""
+    if not isinstance(cu_seqlens, Tensor):
+        try:
+            array = np.asarray(cu_seqlens)
+        except ValueError as error:
+            raise failure(name, what, "[B + 1]", "sequences of unequal lengths") from error
+        if array.dtype.kind not in "iu":
+            got = type(cu_seqlens).__name__ if array.ndim == 0 else array.dtype
+            raise TypeError(f"{name}: {what} must be integers, got {got}")
+        cu_seqlens = torch.from_numpy(array.astype(np.int64))
+    if not _is_integer(cu_seqlens.dtype):
+        raise TypeError(f"{name}: {what} must be integers, got {cu_seqlens.dtype}")
+    if cu_seqlens.dim() != 1 or not cu_seqlens.numel():
+        raise failure(name, what, "[B + 1]", list(cu_seqlens.shape))
+    bounds = cu_seqlens.long()
+    first, last = bounds[:1], bounds[-1:]
+    _check_values(name, what, "0 at the start", first == 0, first)
+    rising = bounds[1:] >= bounds[:-1]
+    _check_values(name, what, "non-decreasing", rising, bounds[1:], start=1)
+    at_end = f"N = {num_tokens} at the end"
+    _check_values(name, what, at_end, last == num_tokens, last, start=len(bounds) - 1)
+    return bounds
+
+
+def check_offsets(
+    name: str, offsets: Tensor, lengths: Tensor | None, num_flat_rows: int
+) -> tuple[Tensor, Tensor]:
+    """Where each row of a jagged NestedTensor begins and how long it is, both ``[B]`` int64.
+
+    With ``lengths``, rows end before the next one begins.
+    """
+    what = "input.offsets()"
+    if lengths is None:
+        bounds = check_cu_seqlens(name, offsets, num_flat_rows, what)
+        return bounds[:-1], bounds.diff()
+    first, lengths = offsets[:-1].long(), lengths.long()
+    # Rows may leave a gap before the first and behind the last.
+    ends = torch.cat((first[1:], first.new_tensor([num_flat_rows])))
+    inside = (first >= 0) & (lengths >= 0) & (first + lengths <= ends)
+    _check_values(name, what, "such that no row overlaps the next", inside, first)
+    return first, lengths
+
+
+def check_same_offsets(name: str, offsets: Tensor, of_input: Tensor) -> None:
+    """Fails if the resets of a NestedTensor are not laid out as it is."""
+    if offsets is of_input:
+        return
+    if offsets.shape != of_input.shape:
+        got = f"{len(offsets) - 1} rows instead of {len(of_input) - 1}"
+        raise failure(name, "resets", "laid out as the input, with its offsets", got)
+    _check_values(name, "resets.offsets()", "the input's", offsets == of_input, offsets)
+
+
+def check_packed(name: str, packed: PackedSequence) -> None:
+    """What torch's own functions make passes; a PackedSequence made by hand may not."""
+    what, num_tokens = "input.batch_sizes", packed.data.shape[0]
+    batch_sizes = packed.batch_sizes
+    if batch_sizes.dtype != torch.int64 or batch_sizes.device.type != "cpu":
+        got = f"{batch_sizes.dtype} on {batch_sizes.device}"
+        raise InputTypeError(f"{name}: {what} must be torch.int64 on the CPU, got {got}")
+    sizes = batch_sizes.tolist() if batch_sizes.dim() == 1 else []
+    if not sizes or sizes[-1] < 1 or sizes != sorted(sizes, reverse=True):
+        expected = "[S], positive and not increasing"
+        raise failure(name, what, expected, sizes[:8] or list(batch_sizes.shape))
+    if sum(sizes) != num_tokens:
+        raise failure(name, what, f"of sum N = {num_tokens}", sum(sizes))
+    num_rows = sizes[0]
+    for field in ("sorted_indices", "unsorted_indices"):
+        indices = getattr(packed, field)
+        if indices is not None:
+            _check_permutation(name, f"input.{field}", indices, num_rows)
+
+
+def _check_permutation(name: str, what: str, indices: Tensor, num_rows: int) -> None:
+    expected = f"a permutation of [0, B) = [0, {num_rows})"
+    if indices.is_cpu:
+        if sorted(indices.tolist()) != list(range(num_rows)):
+            raise failure(name, what, expected, indices.tolist()[:8])
+        return
+    if indices.shape != (num_rows,):
+        raise failure(name, what, expected, f"shape {list(indices.shape)}")
+    in_order = indices.sort().values == torch.arange(num_rows, device=indices.device)
+    _check_values(name, what, expected, in_order, indices)
+
+
+def _is_integer(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+
+
+def _check_values(
+    name: str, what: str, expected: str, right: Tensor, values: Tensor, start: int = 0
+) -> None:
+    """Fails where ``right`` is False; ``values`` has its shape, and counts from ``start``."""
+    if right.device.type in ("cuda", "meta"):
+        torch._assert_async(right.all(), f"{name}: {what} must be {expected}")
+        return
+    if not right.all():
+        index = (~right).nonzero()[0].tolist()
+        got = values[tuple(index)].item()
+        where = index if len(index) > 1 else index[0] + start
+        raise failure(name, what, expected, f"{got} at index {where}")

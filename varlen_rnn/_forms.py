@@ -1,0 +1,183 @@
+"""Every form of a ragged batch: to a flat tensor and a layout that points into it, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from varlen_rnn import layout
+from varlen_rnn._checks import (
+    Lengths,
+    Mask,
+    check_cu_seqlens,
+    check_lengths,
+    check_mask,
+    check_offsets,
+    check_packed,
+    check_same_offsets,
+)
+from varlen_rnn.layout import Layout
+
+
+class Batch(NamedTuple):
+    """A ragged batch, whatever its form.
+
+    Attributes:
+        x: ``[R, I]``, the tokens, and padding where the form has it.
+        layout: which rows of ``x`` are tokens, and in which order they come.
+        restore: brings a flat result ``[R, *]`` into the form of the input.
+        unbatched: whether it is one sequence, so that states have no dimension for rows.
+    """
+
+    x: Tensor
+    layout: Layout
+    restore: Callable[[Tensor], Any]
+    unbatched: bool = False
+
+
+def read(
+    name: str,
+    input: Tensor | PackedSequence,
+    *,
+    lengths: Lengths | None,
+    mask: Mask | None,
+    resets: Mask | None,
+    cu_seqlens: Lengths | None,
+    batch_first: bool,
+    bidirectional: bool,
+) -> Batch:
+    """Checks what says which tokens are valid, and makes the layout.
+
+    ``name`` is that of the module, for errors; ``input`` was checked but for the arguments that go
+    with its form.
+    """
+    if isinstance(input, PackedSequence):
+        _refuse(name, "a PackedSequence", lengths=lengths, mask=mask, cu_seqlens=cu_seqlens)
+        return _packed(name, input, resets, bidirectional)
+    if input.is_nested:
+        _refuse(name, "a NestedTensor", lengths=lengths, mask=mask, cu_seqlens=cu_seqlens)
+        return _nested(name, input, resets, bidirectional)
+    if cu_seqlens is not None:
+        _refuse(name, "cu_seqlens", lengths=lengths, mask=mask)
+        return _flat(name, input, cu_seqlens, resets, bidirectional)
+    return _padded(name, input, lengths, mask, resets, batch_first, bidirectional)
+
+
+def _refuse(name: str, form: str, **arguments: object) -> None:
+    """Fails if there is an argument that says what the form says already."""
+    for what, value in arguments.items():
+        if value is not None:
+            raise ValueError(f"{name}: {what} must be None with {form}, got {what}")
+
+
+def _padded(
+    name: str,
+    input: Tensor,
+    lengths: Lengths | None,
+    mask: Mask | None,
+    resets: Mask | None,
+    batch_first: bool,
+    bidirectional: bool,
+) -> Batch:
+    unbatched = input.dim() == 2
+    if unbatched:
+        x, num_steps, num_rows = input, input.shape[0], 1
+    else:
+        num_steps, num_rows, features = input.shape
+        if batch_first:
+            num_steps, num_rows = num_rows, num_steps
+        x = input.reshape(num_rows * num_steps, features)
+    leading = input.shape[:-1]
+    arrays = {}
+    if lengths is not None:
+        if mask is not None:
+            raise ValueError(f"{name}: lengths and mask must not both be given, got both")
+        if unbatched:
+            form = "[B, T, I]" if batch_first else "[T, B, I]"
+            raise ValueError(f"{name}: lengths need a batch {form}, got one sequence [T, I]")
+        arrays["lengths"] = check_lengths(name, lengths, num_steps, num_rows)
+    symbols = "[T]" if unbatched else "[B, T]" if batch_first else "[T, B]"
+    if mask is not None:
+        arrays["mask"] = check_mask(name, "mask", mask, leading, symbols)
+    if resets is not None:
+        arrays["resets"] = check_mask(name, "resets", resets, leading, symbols)
+    if arrays:
+        arrays = _together(arrays, x.device)
+    batch = layout.from_padded(
+        num_steps,
+        num_rows,
+        **arrays,
+        batch_first=batch_first and not unbatched,
+        bidirectional=bidirectional,
+    )
+
+    def restore(flat: Tensor) -> Tensor:
+        return flat if unbatched else flat.view(*leading, flat.shape[1])
+
+    return Batch(x, batch.to(x.device), restore, unbatched)
+
+
+def _flat(
+    name: str, input: Tensor, cu_seqlens: Lengths, resets: Mask | None, bidirectional: bool
+) -> Batch:
+    if input.dim() != 2:
+        got = list(input.shape)
+        raise ValueError(f"{name}: cu_seqlens need a flat input [N, I], got {got}")
+    num_tokens = input.shape[0]
+    bounds = check_cu_seqlens(name, cu_seqlens, num_tokens)
+    arrays = {"first": bounds[:-1], "lengths": bounds.diff()}
+    if resets is not None:
+        arrays["resets"] = check_mask(name, "resets", resets, (num_tokens,), "[N]")
+    batch = layout.from_flat(
+        num_flat_rows=num_tokens, **_together(arrays, input.device), bidirectional=bidirectional
+    )
+    return Batch(input, batch.to(input.device), lambda flat: flat)
+
+
+def _nested(name: str, input: Any, resets: Any, bidirectional: bool) -> Batch:
+    x, offsets, lengths = input.values(), input.offsets(), input.lengths()
+    num_flat_rows = x.shape[0]
+    first, row_lengths = check_offsets(name, offsets, lengths, num_flat_rows)
+    arrays = {"first": first, "lengths": row_lengths}
+    if resets is not None:
+        if getattr(resets, "layout", None) != torch.jagged:
+            got = type(resets).__name__
+            raise TypeError(
+                f"{name}: resets must be a jagged NestedTensor, as the input is, got {got}"
+            )
+        check_same_offsets(name, resets.offsets(), offsets)
+        arrays["resets"] = check_mask(name, "resets", resets.values(), (num_flat_rows,), "[R]")
+    batch = layout.from_flat(num_flat_rows=num_flat_rows, **arrays, bidirectional=bidirectional)
+
+    def restore(flat: Tensor) -> Tensor:
+        nested: Tensor = torch.nested.nested_tensor_from_jagged(flat, offsets, lengths)
+        return nested
+
+    return Batch(x, batch.to(x.device), restore)
+
+
+def _packed(name: str, input: PackedSequence, resets: Mask | None, bidirectional: bool) -> Batch:
+    check_packed(name, input)
+    x, batch_sizes, sorted_indices, unsorted_indices = input
+    arrays = {}
+    if resets is not None:
+        arrays["resets"] = check_mask(name, "resets", resets, x.shape[:1], "[N]")
+    batch = layout.from_packed(
+        batch_sizes, sorted_indices, **_together(arrays, x.device), bidirectional=bidirectional
+    )
+
+    def restore(flat: Tensor) -> PackedSequence:
+        return PackedSequence(flat, batch_sizes, sorted_indices, unsorted_indices)
+
+    return Batch(x, batch.to(x.device), restore)
+
+
+def _together(arrays: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """All on the CPU if they are there, else on the tokens' device."""
+    if all(array.is_cpu for array in arrays.values()):
+        return arrays
+    return {what: array.to(device) for what, array in arrays.items()}
