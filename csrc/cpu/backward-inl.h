@@ -353,7 +353,7 @@ void weight_gradients(const Backward& p, const BackwardWorkspace<T>& space,
   const int64_t end = last < 4 * H ? last : 4 * H;
   for (int64_t j = begin; j < end; ++j) space.d_bias[j] = T{0};
 
-  const Part all{layout, d, 0, 1};
+  const Part all{layout, d, 0, 1, layout.num_segments};
   int64_t s = 0;
   for (int64_t n = 0; n < N; n += space.chunk) {
     gates.count = N - n < space.chunk ? N - n : space.chunk;

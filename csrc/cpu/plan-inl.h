@@ -19,8 +19,15 @@ struct StepSize {
 
 struct Plan {
   int64_t team_size;  // workers of a part; 1 where the work is split by rows
-  int64_t parts;      // of each direction
+  int64_t ways;       // of each direction's segments, a team taking every ways-th
+  int64_t parts;      // of each direction: a multiple of ways
   int64_t max_rows;   // segments of the largest part
+
+  // Consecutive parts are of different ways.
+  Part part(const Layout& layout, int64_t direction, int64_t index) const {
+    const int64_t first = index % ways + index / ways * max_rows * ways;
+    return {layout, direction, first, ways, max_rows};
+  }
 };
 
 // The model's constants, in cycles of one core.
@@ -65,10 +72,12 @@ inline Plan make_plan(const Call& call, const StepSize& size) {
   } else {
     plan.team_size = 1;
   }
+  if (segments == 0) return plan;
   const int64_t teams = plan.team_size > 1 ? 1 : workers;
-  const int64_t wanted = ceil_div(ceil_div(segments, kMaxPartRows), teams) * teams;
-  plan.parts = wanted < segments ? wanted : segments;
-  plan.max_rows = plan.parts == 0 ? 0 : ceil_div(segments, plan.parts);
+  plan.ways = teams < segments ? teams : segments;
+  const int64_t rows = ceil_div(segments, plan.ways);
+  plan.max_rows = ceil_div(rows, ceil_div(rows, kMaxPartRows));
+  plan.parts = ceil_div(rows, plan.max_rows) * plan.ways;
   return plan;
 }
 
@@ -99,8 +108,8 @@ void for_each_part(const Call& call, const Plan& plan, int64_t* counters, const 
           Team team(worker - index * size, team_end - index * size, size,
                     context.counters + index * kLine);
           for (int64_t t = index; t < tasks; t += teams) {
-            const Part part{call.layout, t % call.num_directions, t / call.num_directions, parts};
-            context.run(worker, index, team, part);
+            const int64_t direction = t % call.num_directions, part = t / call.num_directions;
+            context.run(worker, index, team, context.plan.part(call.layout, direction, part));
           }
           worker = team_end;
         }

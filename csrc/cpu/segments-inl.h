@@ -1,7 +1,8 @@
 // Parts of a call's segments, and how a kernel walks over them.
 //
-// A part takes every `stride`-th segment: segments are sorted by length, so all parts get nearly
-// the same number of tokens, and at every step a part's active segments are its first ones.
+// Segments are sorted by length. So workers that take every `stride`-th of them get nearly the same
+// number of tokens; parts of a worker that lie behind each other have segments of nearly the same
+// length; and at every step a part's active segments are its first ones.
 #pragma once
 
 #include "cpu/rows-inl.h"
@@ -46,12 +47,14 @@ struct Part {
   int64_t direction;
   int64_t first;   // the part's first segment
   int64_t stride;  // from one of its segments to the next
+  int64_t count;   // at most so many of them
 
   // The part's segments that have a token at step s: its first ones.
   int64_t active(int64_t s) const {
     if (s >= layout.num_steps) return 0;
     const int64_t beyond = layout.batch_sizes[s] - first;
-    return beyond <= 0 ? 0 : ceil_div(beyond, stride);
+    const int64_t rows = beyond <= 0 ? 0 : ceil_div(beyond, stride);
+    return rows < count ? rows : count;
   }
   int64_t segment(int64_t i) const { return first + i * stride; }
   // The i-th segment's token at step s: its place in the direction's own order, in step order, and

@@ -68,6 +68,24 @@ void require(bool condition, const char* what, const Case& c) {
   std::printf("\n");
 }
 
+// Of a team's parts, each begins with segments no longer than the last ones of the part before; and
+// all teams have the same number of tokens, but for one token at every step.
+void check_that_work_is_even(const Case& c, const Plan& plan, const Layout& layout) {
+  std::vector<int64_t> tokens(static_cast<size_t>(plan.ways), 0);
+  for (int64_t i = 0; i < plan.parts; ++i) {
+    const Part part = plan.part(layout, 0, i);
+    int64_t s = 0;
+    for (; part.active(s) > 0; ++s) tokens[static_cast<size_t>(i % plan.ways)] += part.active(s);
+    if (i < plan.ways) continue;
+    const Part before = plan.part(layout, 0, i - plan.ways);
+    require(s == 0 || before.active(s - 1) == before.active(0),
+            "a team's parts have ever shorter segments", c);
+  }
+  if (tokens.empty()) return;
+  const auto [least, most] = std::minmax_element(tokens.begin(), tokens.end());
+  require(*most - *least <= layout.num_steps, "teams have even shares of the tokens", c);
+}
+
 void check_plan(const Case& c) {
   const Plan plan = c.plan();
   const bool by_units = plan.team_size > 1;
@@ -91,14 +109,15 @@ void check_plan(const Case& c) {
   // At every step all parts' active segments, which are a part's first ones, are the step's.
   const Call call = c.call();
   int64_t max_rows = 0;
-  for (int64_t first = 0; first < plan.parts; ++first) {
-    max_rows = std::max(max_rows, Part{call.layout, 0, first, plan.parts}.active(0));
+  for (int64_t i = 0; i < plan.parts; ++i) {
+    max_rows = std::max(max_rows, plan.part(call.layout, 0, i).active(0));
   }
   require(max_rows == plan.max_rows, "max_rows is that of the largest part", c);
+  check_that_work_is_even(c, plan, call.layout);
   for (int64_t s = 0; s <= call.layout.num_steps; ++s) {
     std::vector<int64_t> segments, expected(s == call.layout.num_steps ? 0 : c.batch_sizes[s]);
-    for (int64_t first = 0; first < plan.parts; ++first) {
-      const Part part{call.layout, 0, first, plan.parts};
+    for (int64_t p = 0; p < plan.parts; ++p) {
+      const Part part = plan.part(call.layout, 0, p);
       for (int64_t i = 0; i < part.active(s); ++i) segments.push_back(part.segment(i));
     }
     std::sort(segments.begin(), segments.end());
@@ -136,32 +155,36 @@ void check_for_each_part(const Case& c, ParallelFor parallel_for) {
   std::set<int64_t> teams;
   std::vector<int64_t> counters(static_cast<size_t>(c.num_workers * 8), -1);
   bool strides = true;
+  std::set<int64_t> firsts, expected_firsts;
+  for (int64_t i = 0; i < plan.parts; ++i) {
+    expected_firsts.insert(plan.part(call.layout, 0, i).first);
+  }
   for_each_part(call, plan, counters.data(),
                 [&](int64_t worker, int64_t team_index, Team& team, const Part& part) {
                   {
                     const std::lock_guard<std::mutex> lock(mutex);
                     Task& task = tasks[{part.direction, part.first}];
+                    firsts.insert(part.first);
                     task.teams.insert(team_index);
                     const Range members = team.share(plan.team_size);
                     for (int64_t i = members.begin; i < members.end; ++i) task.members.insert(i);
                     on_worker[worker].insert(std::this_thread::get_id());
                     teams.insert(team_index);
-                    strides = strides && part.stride == plan.parts;
+                    strides = strides && part.stride == plan.ways;
                   }
                   for (int i = 0; i < 3; ++i) team.wait();  // for ever, if not the whole team comes
                 });
   std::multiset<int64_t> whole_team;
   for (int64_t i = 0; i < plan.team_size; ++i) whole_team.insert(i);
   for (const auto& [key, task] : tasks) {
-    require(key.first < c.num_directions && key.second < plan.parts,
-            "the part is one of the plan's", c);
     require(task.teams.size() == 1, "one team takes a part", c);
     require(task.members == whole_team, "every member of the team takes the part, once", c);
   }
   const auto num_tasks = static_cast<int64_t>(tasks.size());
   const int64_t num_teams = c.num_workers / plan.team_size;
   require(num_tasks == plan.parts * c.num_directions, "every part of every direction is taken", c);
-  require(strides, "a part's segments are as many apart as there are parts", c);
+  require(firsts == expected_firsts, "the parts are the plan's", c);
+  require(strides, "a part's segments are as many apart as there are ways", c);
   require(static_cast<int64_t>(teams.size()) == std::min(num_teams, num_tasks), "no team is idle",
           c);
   require(teams.empty() || *teams.rbegin() < num_teams, "a team has scratch of its own", c);
