@@ -33,8 +33,13 @@ def failure(name: str, what: str, expected: str, got: object) -> InputShapeError
     return InputShapeError(f"{name}: {what} must be {expected}, got {got}")
 
 
-def check_lengths(name: str, lengths: Lengths, num_steps: int, num_rows: int) -> Tensor:
-    """The lengths as ``[B]`` int64, each in ``[0, T]``, on the device they came from."""
+def check_lengths(name: str, lengths: Lengths, num_steps: int | None, num_rows: int) -> Tensor:
+    """The lengths as ``[B]`` int64, each in ``[0, T]``, on the device they came from.
+
+    ``num_steps`` is None where there is no T yet.
+    """
+    most = np.iinfo(np.int64).max if num_steps is None else num_steps
+    expected = "at least 0" if num_steps is None else f"in [0, T] = [0, {num_steps}]"
     if isinstance(lengths, Tensor):
         if not _is_integer(lengths.dtype):
             raise TypeError(f"{name}: lengths must be integers, got {lengths.dtype}")
@@ -42,8 +47,8 @@ def check_lengths(name: str, lengths: Lengths, num_steps: int, num_rows: int) ->
             if lengths.shape != (num_rows,):
                 raise failure(name, "lengths", f"[B] = [{num_rows}]", list(lengths.shape))
             values = lengths.long()
-            inside = (values >= 0) & (values <= num_steps)
-            _check_values(name, "lengths", f"in [0, T] = [0, {num_steps}]", inside, values)
+            inside = (values >= 0) & (values <= most)
+            _check_values(name, "lengths", expected, inside, values)
             return values
     try:
         array = lengths.numpy(force=True) if isinstance(lengths, Tensor) else np.asarray(lengths)
@@ -57,12 +62,12 @@ def check_lengths(name: str, lengths: Lengths, num_steps: int, num_rows: int) ->
         raise failure(name, "lengths", f"[B] = [{num_rows}]", list(array.shape))
     if array.dtype != object:
         exact = array.astype(np.int64)
-        if exact.view(np.uint64).max(initial=0) <= num_steps:  # negative ones become large
+        if exact.view(np.uint64).max(initial=0) <= most:  # negative ones become large
             return torch.from_numpy(exact)
-    outside = np.flatnonzero((array < 0) | (array > num_steps))
+    outside = np.flatnonzero((array < 0) | (array > most))
     if outside.size:
         got = f"{array[outside[0]]} at index {outside[0]}"
-        raise failure(name, "lengths", f"in [0, T] = [0, {num_steps}]", got)
+        raise failure(name, "lengths", expected, got)
     return torch.from_numpy(array.astype(np.int64))
 
 
@@ -76,10 +81,12 @@ def check_mask(name: str, what: str, mask: Mask, shape: Sequence[int], symbols: 
             array = np.asarray(mask)
         except ValueError as error:
             raise failure(name, what, symbols, "sequences of unequal lengths") from error
+        if not array.size:
+            array = array.astype(np.bool_)  # an empty list has no dtype of its own
         if array.dtype.kind not in "biu":
             got = type(mask).__name__ if array.ndim == 0 else array.dtype
             raise TypeError(f"{name}: {what} must be bool, or integers 0 and 1, got {got}")
-        mask = torch.from_numpy(array)
+        mask = torch.from_numpy(array.copy())  # torch warns of arrays that are read-only
     if mask.shape != tuple(shape):
         raise failure(name, what, f"{symbols} = {list(shape)}", list(mask.shape))
     if mask.dtype == torch.bool:
@@ -109,7 +116,7 @@ def check_cu_seqlens(
         raise TypeError(f"{name}: {what} must be integers, got {cu_seqlens.dtype}")
     if cu_seqlens.dim() != 1 or not cu_seqlens.numel():
         raise failure(name, what, "[B + 1]", list(cu_seqlens.shape))
-    bounds = cu_seqlens.long()
+    bounds = cu_seqlens.long().contiguous()
     first, last = bounds[:1], bounds[-1:]
     _check_values(name, what, "0 at the start", first == 0, first)
     rising = bounds[1:] >= bounds[:-1]
@@ -134,18 +141,24 @@ def check_offsets(
     # Rows may leave a gap before the first and behind the last.
     ends = torch.cat((first[1:], first.new_tensor([num_flat_rows])))
     inside = (first >= 0) & (lengths >= 0) & (first + lengths <= ends)
-    _check_values(name, what, "such that no row overlaps the next", inside, first)
+    expected = "such that no row overlaps the next"
+    _check_values(name, "input.lengths()", expected, inside, lengths)
     return first, lengths
 
 
-def check_same_offsets(name: str, offsets: Tensor, of_input: Tensor) -> None:
-    """Fails if the resets of a NestedTensor are not laid out as it is."""
-    if offsets is of_input:
-        return
-    if offsets.shape != of_input.shape:
-        got = f"{len(offsets) - 1} rows instead of {len(of_input) - 1}"
-        raise failure(name, "resets", "laid out as the input, with its offsets", got)
-    _check_values(name, "resets.offsets()", "the input's", offsets == of_input, offsets)
+def check_same_rows(name: str, resets: Any, input: Any) -> None:
+    """Fails if the resets of a jagged NestedTensor are not laid out as it is."""
+    pairs = {
+        "offsets()": (resets.offsets(), input.offsets()),
+        "lengths()": (resets.lengths(), input.lengths()),
+    }
+    for what, (got, expected) in pairs.items():
+        if got is expected:
+            continue
+        shapes = [None if rows is None else list(rows.shape) for rows in (expected, got)]
+        if None in shapes or shapes[0] != shapes[1]:
+            raise failure(name, f"resets.{what}", f"the input's, of shape {shapes[0]}", shapes[1])
+        _check_values(name, f"resets.{what}", "the input's", got == expected, got)
 
 
 def check_packed(name: str, packed: PackedSequence) -> None:

@@ -18,7 +18,7 @@ from varlen_rnn._checks import (
     check_mask,
     check_offsets,
     check_packed,
-    check_same_offsets,
+    check_same_rows,
 )
 from varlen_rnn.layout import Layout
 
@@ -39,22 +39,22 @@ class Batch(NamedTuple):
     unbatched: bool = False
 
 
+# What says which tokens are valid, and where states are reset: lengths, mask, resets, cu_seqlens.
+Which = tuple[Lengths | None, Mask | None, Mask | None, Lengths | None]
+
+
 def read(
     name: str,
     input: Tensor | PackedSequence,
-    *,
-    lengths: Lengths | None,
-    mask: Mask | None,
-    resets: Mask | None,
-    cu_seqlens: Lengths | None,
+    which: Which,
     batch_first: bool,
     bidirectional: bool,
 ) -> Batch:
-    """Checks what says which tokens are valid, and makes the layout.
+    """Checks ``which``, and makes the layout.
 
-    ``name`` is that of the module, for errors; ``input`` was checked but for the arguments that go
-    with its form.
+    ``name`` is that of the module, for errors; the shape of ``input`` fits its form already.
     """
+    lengths, mask, resets, cu_seqlens = which
     if isinstance(input, PackedSequence):
         _refuse(name, "a PackedSequence", lengths=lengths, mask=mask, cu_seqlens=cu_seqlens)
         return _packed(name, input, resets, bidirectional)
@@ -92,28 +92,34 @@ def _padded(
             num_steps, num_rows = num_rows, num_steps
         x = input.reshape(num_rows * num_steps, features)
     leading = input.shape[:-1]
-    arrays = {}
-    if lengths is not None:
+    if lengths is None and mask is None and resets is None:
+        batch = layout.full(
+            num_steps,
+            num_rows,
+            batch_first=batch_first and not unbatched,
+            bidirectional=bidirectional,
+        )
+    else:
+        symbols = "[T]" if unbatched else "[B, T]" if batch_first else "[T, B]"
+        arrays = {}
+        if lengths is not None:
+            if mask is not None:
+                raise ValueError(f"{name}: lengths and mask must not both be given, got both")
+            if unbatched:
+                form = "[B, T, I]" if batch_first else "[T, B, I]"
+                raise ValueError(f"{name}: lengths need a batch {form}, got one sequence [T, I]")
+            arrays["lengths"] = check_lengths(name, lengths, num_steps, num_rows)
         if mask is not None:
-            raise ValueError(f"{name}: lengths and mask must not both be given, got both")
-        if unbatched:
-            form = "[B, T, I]" if batch_first else "[T, B, I]"
-            raise ValueError(f"{name}: lengths need a batch {form}, got one sequence [T, I]")
-        arrays["lengths"] = check_lengths(name, lengths, num_steps, num_rows)
-    symbols = "[T]" if unbatched else "[B, T]" if batch_first else "[T, B]"
-    if mask is not None:
-        arrays["mask"] = check_mask(name, "mask", mask, leading, symbols)
-    if resets is not None:
-        arrays["resets"] = check_mask(name, "resets", resets, leading, symbols)
-    if arrays:
-        arrays = _together(arrays, x.device)
-    batch = layout.from_padded(
-        num_steps,
-        num_rows,
-        **arrays,
-        batch_first=batch_first and not unbatched,
-        bidirectional=bidirectional,
-    )
+            arrays["mask"] = check_mask(name, "mask", mask, leading, symbols)
+        if resets is not None:
+            arrays["resets"] = check_mask(name, "resets", resets, leading, symbols)
+        batch = layout.from_padded(
+            num_steps,
+            num_rows,
+            **_together(arrays, x.device),
+            batch_first=batch_first and not unbatched,
+            bidirectional=bidirectional,
+        )
 
     def restore(flat: Tensor) -> Tensor:
         return flat if unbatched else flat.view(*leading, flat.shape[1])
@@ -149,7 +155,7 @@ def _nested(name: str, input: Any, resets: Any, bidirectional: bool) -> Batch:
             raise TypeError(
                 f"{name}: resets must be a jagged NestedTensor, as the input is, got {got}"
             )
-        check_same_offsets(name, resets.offsets(), offsets)
+        check_same_rows(name, resets, input)
         arrays["resets"] = check_mask(name, "resets", resets.values(), (num_flat_rows,), "[R]")
     batch = layout.from_flat(num_flat_rows=num_flat_rows, **arrays, bidirectional=bidirectional)
 

@@ -43,41 +43,39 @@ class VarLenRNNBase(nn.RNNBase):
         input: Tensor | PackedSequence,
         states: tuple[Tensor, ...] | None,
         state_sizes: tuple[int, ...],
-        output_states: bool,
-        **which: Any,
+        which: _forms.Which,
+        output_states: bool = False,
     ) -> tuple[Any, tuple[Tensor, ...]]:
-        """``which`` are the arguments that say which tokens are valid, and where to reset."""
-        device_type = self._data(input).device.type
+        """Output, or output and cell states, and final states."""
+        data = self._data(input)
         weights = [self._layer_weights(layer) for layer in range(self.num_layers)]
-        if torch._C._is_any_autocast_enabled() and _autocast_is_on(device_type):
+        if torch._C._is_any_autocast_enabled() and _autocast_is_on(data.device.type):
+            device_type = data.device.type
             to_dtype = _autocast(torch.get_autocast_dtype(device_type))
             if isinstance(input, PackedSequence):
                 input = PackedSequence(to_dtype(input.data), *input[1:])
             else:
                 input = to_dtype(input)
+            data = self._data(input)
             states = None if states is None else tuple(map(to_dtype, states))
             weights = [[None if w is None else to_dtype(w) for w in layer] for layer in weights]
             with torch.autocast(device_type, enabled=False):
-                return self._run(input, states, state_sizes, weights, output_states, which)
-        return self._run(input, states, state_sizes, weights, output_states, which)
+                return self._run(input, data, states, state_sizes, weights, which, output_states)
+        return self._run(input, data, states, state_sizes, weights, which, output_states)
 
     def _run(
         self,
         input: Tensor | PackedSequence,
+        data: Tensor,
         states: tuple[Tensor, ...] | None,
         state_sizes: tuple[int, ...],
         weights: list[list[Tensor | None]],
+        which: _forms.Which,
         output_states: bool,
-        which: dict[str, Any],
     ) -> tuple[Any, tuple[Tensor, ...]]:
-        self._check_input(input, self._data(input), weights[0])
-        batch = _forms.read(
-            type(self).__name__,
-            input,
-            **which,
-            batch_first=self.batch_first,
-            bidirectional=self.bidirectional,
-        )
+        self._check_input(input, data, weights[0])
+        name = type(self).__name__
+        batch = _forms.read(name, input, which, self.batch_first, self.bidirectional)
         if states is not None:
             self._check_states(states, state_sizes, batch)
             if batch.unbatched:
@@ -85,13 +83,13 @@ class VarLenRNNBase(nn.RNNBase):
         arrays = batch.layout
         if not arrays.batch_sizes.is_cpu:
             arrays = arrays.exact()  # what runs there is the reference, which needs sizes
-        outputs, finals = self._run_layers(
+        x, finals, cells = self._run_layers(
             batch.x, states, len(state_sizes), weights, arrays, output_states
         )
         if batch.unbatched:
             finals = tuple([s.squeeze(1) for s in finals])
-        restored = [batch.restore(flat) for flat in outputs]
-        return tuple(restored) if output_states else restored[0], finals
+        output = batch.restore(x)
+        return (output if cells is None else (output, batch.restore(cells))), finals
 
     def _run_layers(
         self,
@@ -101,19 +99,20 @@ class VarLenRNNBase(nn.RNNBase):
         weights: list[list[Tensor | None]],
         batch: Layout,
         output_states: bool,
-    ) -> tuple[Sequence[Tensor], tuple[Tensor, ...]]:
-        """What the last layer gives for every token, and final states ``[L * D, B, *]``.
+    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
+        """Flat output ``[R, D * P]``, final states ``[L * D, B, *]``, flat cells ``[R, D * H]``.
 
-        The former is the flat output ``[R, D * P]``, and with ``output_states`` also the flat cell
-        states ``[R, D * H]``.
+        Output and cells are those of the last layer; cells are None unless they are wanted.
         """
         initial: Sequence[Tensor | None] = states or [None] * num_states
+        cells: Tensor | None = None
         if self.num_layers == 1:
             x, *finals = self._layer(x, initial, weights[0], batch, output_states)
-            return [x, *finals[num_states:]], tuple(finals[:num_states])
+            if output_states:
+                cells = finals.pop()
+            return x, tuple(finals), cells
         directions = 2 if self.bidirectional else 1
         by_layer: list[list[Tensor]] = []
-        cells: list[Tensor] = []
         for layer in range(self.num_layers):
             if layer > 0:
                 x = F.dropout(x, self.dropout, self.training)
@@ -122,9 +121,10 @@ class VarLenRNNBase(nn.RNNBase):
                 initial = [s[first : first + directions] for s in states]
             is_last = layer == self.num_layers - 1
             x, *finals = self._layer(x, initial, weights[layer], batch, output_states and is_last)
-            by_layer.append(finals[:num_states])
-            cells = finals[num_states:]
-        return [x, *cells], tuple([torch.cat(parts) for parts in zip(*by_layer, strict=True)])
+            if output_states and is_last:
+                cells = finals.pop()
+            by_layer.append(finals)
+        return x, tuple([torch.cat(parts) for parts in zip(*by_layer, strict=True)]), cells
 
     def _layer(
         self,

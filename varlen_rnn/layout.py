@@ -140,7 +140,7 @@ def from_padded(
     batch_first: bool,
     bidirectional: bool,
 ) -> Layout:
-    """Layout of a padded batch.
+    """Layout of a padded batch, by at least one of lengths, mask and resets.
 
     Args:
         num_steps: ``T``.
@@ -151,8 +151,6 @@ def from_padded(
         batch_first: whether the flat tensor is ``[B * T, I]`` (True) or ``[T * B, I]`` (False).
         bidirectional: whether ``reverse`` is wanted.
     """
-    if lengths is None and mask is None and resets is None:
-        return full(num_steps, num_rows, batch_first=batch_first, bidirectional=bidirectional)
     return _from_rows(
         lengths,
         None,

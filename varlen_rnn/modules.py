@@ -189,16 +189,8 @@ class VarLenLSTM(VarLenRNNBase):
             raise TypeError(f"VarLenLSTM: hx must be a tuple (h_0, c_0), got {got}")
         sizes = (self.proj_size or self.hidden_size, self.hidden_size)
         states = None if hx is None else (hx[0], hx[1])
-        output, (h_n, c_n) = self._forward(
-            input,
-            states,
-            sizes,
-            output_states,
-            lengths=lengths,
-            mask=mask,
-            resets=resets,
-            cu_seqlens=cu_seqlens,
-        )
+        which = (lengths, mask, resets, cu_seqlens)
+        output, (h_n, c_n) = self._forward(input, states, sizes, which, output_states)
         return output, (h_n, c_n)
 
     def _layer(
@@ -289,16 +281,8 @@ class VarLenGRU(VarLenRNNBase):
         every state of the last layer.
         """
         states = None if hx is None else (hx,)
-        output, (h_n,) = self._forward(
-            input,
-            states,
-            (self.hidden_size,),
-            False,
-            lengths=lengths,
-            mask=mask,
-            resets=resets,
-            cu_seqlens=cu_seqlens,
-        )
+        which = (lengths, mask, resets, cu_seqlens)
+        output, (h_n,) = self._forward(input, states, (self.hidden_size,), which)
         return output, h_n
 
     def _layer(
