@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,10 @@ def ratio(record: Record, keep: Callable[[str], bool] = lambda name: True) -> fl
     return min(seconds) / timed(record)[OURS]["median_s"] if seconds else None
 
 
-def spread(record: Record) -> float:
-    """The widest distance between quartiles, relative to the median."""
-    return max((f["q3_s"] - f["q1_s"]) / f["median_s"] for f in timed(record).values())
+def spread(record: Record, peers: Collection[str] | None = None) -> float:
+    """The widest distance between quartiles, relative to the median; of all peers or of some."""
+    chosen = [f for name, f in timed(record).items() if peers is None or name in peers]
+    return max((f["q3_s"] - f["q1_s"]) / f["median_s"] for f in chosen)
 
 
 def with_all_threads(records: Sequence[Record]) -> list[Record]:

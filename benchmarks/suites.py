@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from benchmarks.workloads import CELLS, MODES, PEERS, SHAPES, STEP_PEERS, Workload
+from benchmarks.workloads import (
+    CELLS,
+    FORM_PEERS,
+    LAYOUT_PEERS,
+    MODES,
+    PEERS,
+    RESET_PEERS,
+    SHAPES,
+    STEP_PEERS,
+    Workload,
+)
 
 LARGEST = ((32, 100, 512), (32, 100, 1024))
 SHORT_GRU_SHAPES = ((8, 100, 128), (32, 100, 256), (256, 50, 64))
@@ -12,6 +22,10 @@ LENGTHS_SHAPE = (32, 100, 256)
 JAPANESE_VOWELS_STEPS = 29
 THREADS_SHAPES = ((8, 100, 128), (32, 100, 256), (32, 100, 512))
 GROWTH_STEPS = (250, 1000, 4000)
+FORMS_SHAPE = (64, 200, 256)
+RESETS_ROWS, RESETS_STEPS, RESETS_SIZE = (8, 256), 128, 128
+RESET_PROBABILITIES = (0.0, 0.001, 0.02, 0.1)
+SHORT_RESET_PROBABILITIES = (0.0, 0.02)
 
 
 def suite(*, full: bool, threads: int, dtype: str = "float32") -> list[Workload]:
@@ -22,7 +36,14 @@ def suite(*, full: bool, threads: int, dtype: str = "float32") -> list[Workload]
         threads: of all cases but those that ask how the speed grows with the threads.
         dtype: of inputs and weights.
     """
-    cases = [*_step(), *_growth(full), *_shapes(full), *_lengths(full)]
+    cases = [
+        *_step(),
+        *_forms(full),
+        *_resets(full),
+        *_growth(full),
+        *_shapes(full),
+        *_lengths(full),
+    ]
     cases = [replace(case, threads=threads) for case in cases]
     return [replace(case, dtype=dtype) for case in cases + _threads(full, threads)]
 
@@ -35,6 +56,42 @@ def _step() -> list[Workload]:
     return [
         Workload("step", cell, "inference", 1, 1, 64, 64, "full", streaming=True, peers=STEP_PEERS)
         for cell in CELLS
+    ]
+
+
+def _forms(full: bool) -> list[Workload]:
+    """Every form of one batch; layouts are the same in both modes, so they are timed in one."""
+    rows, steps, size = FORMS_SHAPE
+    peers = {
+        "inference": (*FORM_PEERS.values(), *LAYOUT_PEERS.values()),
+        "training": tuple(FORM_PEERS.values()),
+    }
+    return [
+        Workload("forms", cell, mode, rows, steps, size, size, peers=peers[mode])
+        for cell in (CELLS if full else ("lstm",))
+        for mode in (MODES if full else ("inference",))
+    ]
+
+
+def _resets(full: bool) -> list[Workload]:
+    """Rollouts of reinforcement learning: full rows that hold several episodes each."""
+    steps, size = RESETS_STEPS, RESETS_SIZE
+    return [
+        Workload(
+            "resets",
+            cell,
+            "training",
+            rows,
+            steps,
+            size,
+            size,
+            "full",
+            reset_probability=probability,
+            peers=RESET_PEERS if probability else (*RESET_PEERS, "nn padded"),
+        )
+        for cell in (CELLS if full else ("lstm",))
+        for rows in RESETS_ROWS
+        for probability in (RESET_PROBABILITIES if full else SHORT_RESET_PROBABILITIES)
     ]
 
 

@@ -34,6 +34,18 @@ SHAPES = (
 )
 PEERS = ("varlen_rnn", "varlen_rnn packed", "nn padded", "nn packed", "onnxruntime")
 STEP_PEERS = ("varlen_rnn", "nn padded", "nn cell")
+# Ours on each form of a batch, and what comes before the first layer then.
+FORM_PEERS = {
+    "lengths": "varlen_rnn",
+    "packed": "varlen_rnn packed",
+    "mask": "varlen_rnn mask",
+    "left mask": "varlen_rnn left mask",
+    "flat": "varlen_rnn flat",
+    "nested": "varlen_rnn nested",
+    "resets": "varlen_rnn resets",
+}
+LAYOUT_PEERS = {form: f"layout {form}" for form in FORM_PEERS}
+RESET_PEERS = ("varlen_rnn", "varlen_rnn without resets", "nn step loop")
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,7 @@ class Workload:
     """One case: a layer, a batch, and what is done with them.
 
     Attributes:
-        group: the question it answers: shapes, lengths, growth, step or threads.
+        group: the question it answers: shapes, lengths, growth, step, threads, forms or resets.
         cell: "lstm" or "gru"; one layer, one direction.
         mode: "inference" (forward, no gradients) or "training" (forward, and the gradients of the
             sum of all valid outputs with respect to the input and every weight).
@@ -49,6 +61,8 @@ class Workload:
             batch carries no more padding than it must; "japanese_vowels" has the lengths it has.
         distribution: a key of `DISTRIBUTIONS`.
         streaming: one step from given states, and no lengths.
+        reset_probability: that a state is reset before a token; None if there are no resets, while
+            0 stands for flags that are all False.
         peers: keys of `benchmarks.peers.PEERS`.
     """
 
@@ -64,13 +78,15 @@ class Workload:
     dtype: str = "float32"
     seed: int = 0
     streaming: bool = False
+    reset_probability: float | None = None
     peers: tuple[str, ...] = PEERS
 
     @property
     def name(self) -> str:
         """Unlike that of any other workload."""
         sizes = f"B{self.rows}-T{self.steps}-I{self.input_size}-H{self.hidden_size}"
-        how = f"{self.distribution}-{self.dtype}-threads{self.threads}"
+        resets = "" if self.reset_probability is None else f"-resets{self.reset_probability:g}"
+        how = f"{self.distribution}{resets}-{self.dtype}-threads{self.threads}"
         return f"{self.group}/{self.cell}-{self.mode}-{sizes}-{how}"
 
     @property
@@ -82,6 +98,14 @@ class Workload:
         """``[B]``, int64, each at least 1."""
         generator = torch.Generator().manual_seed(self.seed)
         return DISTRIBUTIONS[self.distribution](self.rows, self.steps, generator)
+
+    def resets(self) -> Tensor | None:
+        """``[T, B]`` bool, each drawn by itself."""
+        if self.reset_probability is None:
+            return None
+        generator = torch.Generator().manual_seed(self.seed + 4)
+        draws = torch.rand(self.steps, self.rows, generator=generator)
+        return draws < self.reset_probability
 
     def flops(self) -> int:
         """2 multiply-adds a weight and valid token; a backward pass is twice a forward pass."""
@@ -97,6 +121,7 @@ class Workload:
         x = torch.randn(*valid.shape, self.input_size, generator=generator)
         h_0, c_0 = torch.randn(2, 1, self.rows, self.hidden_size, generator=generator)
         states = (h_0, c_0) if self.cell == "lstm" else (h_0,)
+        resets = self.resets()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed + 2)
             rnn = TORCH_MODULES[self.cell](self.input_size, self.hidden_size)
@@ -107,6 +132,7 @@ class Workload:
             (x * valid[..., None]).to(**options),
             tuple(s.to(**options) for s in states) if self.streaming else (),
             {name: weight.to(**options) for name, weight in rnn.state_dict().items()},
+            None if resets is None else resets.to(device),
         )
 
 
@@ -120,6 +146,8 @@ class Batch:
         x: ``[T, B, I]``, zero at padding.
         states: of the streaming step, each ``[1, B, H]``.
         weights: the `state_dict` of the layer.
+        resets: ``[T, B]`` bool, True where the state is zero before the token is consumed; None if
+            the workload has no resets.
     """
 
     workload: Workload
@@ -128,6 +156,12 @@ class Batch:
     x: Tensor
     states: tuple[Tensor, ...]
     weights: dict[str, Tensor]
+    resets: Tensor | None
+
+    def ones(self) -> Tensor:
+        """``[T, B, H]``, 1 at tokens and 0 at padding: the gradient of the sum of the outputs."""
+        ones = self.valid[..., None].to(self.x.dtype)
+        return ones.expand(-1, -1, self.workload.hidden_size).contiguous()
 
     def tokens(self, padded: Tensor) -> Tensor:
         """``[T, B, F]`` to ``[N, F]``, row after row: the form in which results are compared."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers import CELLS
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -21,8 +24,9 @@ pytest.importorskip("matplotlib", reason="the benchmarks plot with matplotlib")
 
 from matplotlib.image import imread  # noqa: E402
 
-from benchmarks import compare, measure, peers, run, suites, workloads  # noqa: E402
-from benchmarks.workloads import Workload  # noqa: E402
+from benchmarks import compare, measure, ours, peers, prepared, run, suites, workloads  # noqa: E402
+from benchmarks.workloads import FORM_PEERS, LAYOUT_PEERS, RESET_PEERS, Workload  # noqa: E402
+from varlen_rnn import _forms  # noqa: E402
 
 
 def words(text: str) -> list[str]:
@@ -34,10 +38,11 @@ ORIGIN = words(
     " device_name tests"
 )
 CASE = words(
-    "name group cell mode B T I H distribution seed dtype threads tokens valid_share flops"
-    " mm_gflops peers"
+    "name group cell mode B T I H distribution seed reset_probability dtype threads tokens"
+    " valid_share flops mm_gflops peers"
 )
-FIGURES = words("median_s q1_s q3_s min_s rounds calls us_per_token gflops mm_share")
+TIMES = words("median_s q1_s q3_s min_s rounds calls")
+FIGURES = [*TIMES, *words("us_per_token gflops mm_share")]
 
 
 def tiny(cell: str = "lstm", mode: str = "inference", **options: object) -> Workload:
@@ -46,6 +51,15 @@ def tiny(cell: str = "lstm", mode: str = "inference", **options: object) -> Work
 
 def tiny_step(cell: str = "lstm") -> Workload:
     return tiny(cell, group="step", rows=1, steps=1, streaming=True, peers=workloads.STEP_PEERS)
+
+
+def tiny_forms() -> Workload:
+    return tiny(group="forms", peers=(*FORM_PEERS.values(), *LAYOUT_PEERS.values()))
+
+
+def tiny_resets(cell: str = "lstm", probability: float = 0.3, **options: object) -> Workload:
+    options = {"mode": "training", "distribution": "full", "peers": RESET_PEERS, **options}
+    return tiny(cell, group="resets", reset_probability=probability, **options)
 
 
 @pytest.fixture
@@ -61,10 +75,9 @@ class Liar(peers.Padded):
     """One number of its output is wrong."""
 
     def __init__(self, wrong: float) -> None:
-        super().__init__(ours=False)
-        object.__setattr__(self, "wrong", wrong)
+        self.wrong = wrong
 
-    def prepare(self, batch: workloads.Batch) -> peers.Prepared:
+    def prepare(self, batch: workloads.Batch) -> prepared.Prepared:
         honest = super().prepare(batch)
 
         def results(returned: object) -> dict[str, Tensor]:
@@ -72,7 +85,7 @@ class Liar(peers.Padded):
             found["output"].view(-1)[-1] += self.wrong
             return found
 
-        return peers.Prepared(honest.call, results)
+        return prepared.Prepared(honest.call, results)
 
 
 @pytest.mark.parametrize("distribution", workloads.DISTRIBUTIONS)
@@ -105,6 +118,21 @@ def test_distributions_are_what_they_are_called() -> None:
     assert not torch.equal(lengths("uniform"), tiny(rows=640, steps=100, seed=1).lengths())
 
 
+def test_resets_are_drawn_as_they_are_called() -> None:
+    assert tiny().batch().resets is None
+    chances = (0.0, 0.02, 0.5)
+    drawn = [tiny_resets(probability=p, rows=40, steps=250).batch() for p in chances]
+    for probability, batch in zip(chances, drawn, strict=True):
+        assert batch.resets is not None
+        assert (batch.resets.dtype, batch.resets.shape) == (torch.bool, (250, 40))
+        assert abs(float(batch.resets.float().mean()) - probability) < 0.01
+        assert torch.equal(batch.x, drawn[0].x)
+        assert torch.equal(batch.resets, replace(batch.workload).batch().resets)
+        assert f"-full-resets{probability:g}-float32" in batch.workload.name
+    other = tiny_resets(probability=0.5, rows=40, steps=250, seed=1)
+    assert not torch.equal(other.batch().resets, drawn[-1].resets)
+
+
 def test_flops_are_those_of_valid_tokens() -> None:
     workload = tiny(steps=10, distribution="full")
     assert workload.flops() == 40 * 8 * 5 * (3 + 5)
@@ -125,15 +153,49 @@ def test_suites_hold_what_they_promise(full: bool) -> None:
     assert [("nn packed" in c.peers) for c in growth] == [True, True, full]
     assert {c.threads for c in cases if c.group == "threads"} == {1, 2}
     assert {c.threads for c in cases if c.group != "threads"} == {4}
-    assert {c.group for c in cases} == {"step", "growth", "shapes", "lengths", "threads"}
+    groups = "step forms resets growth shapes lengths threads"
+    assert list(dict.fromkeys(c.group for c in cases)) == words(groups)
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["short", "full"])
+def test_suites_hold_forms_and_resets(full: bool) -> None:
+    cases = suites.suite(full=full, threads=1)
+    forms = {(c.cell, c.mode): c for c in cases if c.group == "forms"}
+    wanted = [(cell, mode) for cell in workloads.CELLS for mode in workloads.MODES]
+    assert list(forms) == (wanted if full else wanted[:1])
+    for (_, mode), case in forms.items():
+        sizes = (case.rows, case.steps, case.input_size, case.hidden_size, case.distribution)
+        assert sizes == (64, 200, 256, 256, "uniform")
+        layouts = LAYOUT_PEERS.values() if mode == "inference" else ()
+        assert case.peers == (*FORM_PEERS.values(), *layouts)
+
+    resets = [c for c in cases if c.group == "resets"]
+    found = {(c.cell, c.rows, c.reset_probability) for c in resets}
+    cells = workloads.CELLS if full else ("lstm",)
+    chances = (0.0, 0.001, 0.02, 0.1) if full else (0.0, 0.02)
+    assert found == {(cell, b, p) for cell in cells for b in (8, 256) for p in chances}
+    for case in resets:
+        sizes = (case.mode, case.steps, case.input_size, case.hidden_size, case.distribution)
+        assert sizes == ("training", 128, 128, 128, "full")
+        never = case.reset_probability == 0
+        assert case.peers == ((*RESET_PEERS, "nn padded") if never else RESET_PEERS)
+        assert bool(case.resets().any()) != never
+
+
+COMPARED = [name for name in peers.PEERS if name not in (run.OURS, *LAYOUT_PEERS.values())]
+UNLIKE_THE_OTHERS = {
+    "nn cell": tiny_step(),
+    "nn step loop": tiny_resets(),
+    "varlen_rnn without resets": tiny_resets(probability=0.0),
+}
 
 
 @pytest.mark.parametrize("mode", workloads.MODES)
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("name", [name for name in peers.PEERS if name != run.OURS])
+@pytest.mark.parametrize("name", COMPARED)
 def test_every_peer_computes_what_we_compute(name: str, cell: str, mode: str) -> None:
-    workload = tiny_step(cell) if name == "nn cell" else tiny(cell, mode, input_size=7)
-    workload = replace(workload, mode=mode, peers=(run.OURS, name))
+    workload = UNLIKE_THE_OTHERS.get(name, tiny(input_size=7))
+    workload = replace(workload, cell=cell, mode=mode, peers=(run.OURS, name))
     if reason := peers.PEERS[name].unavailable(workload, "cpu"):
         pytest.skip(f"{name}: {reason}")
     batch = workload.batch()
@@ -144,6 +206,81 @@ def test_every_peer_computes_what_we_compute(name: str, cell: str, mode: str) ->
     gradients = {"gradient of the input", "weight_ih", "weight_hh", "bias_ih", "bias_hh"}
     assert set(results) == {"output"} | (gradients if workload.training else set())
     assert results["output"].shape == (int(batch.lengths.sum()), 5)
+
+
+def test_forms_are_what_they_are_called() -> None:
+    batch = tiny(rows=5, steps=6).batch()
+    lengths = batch.lengths
+    assert not torch.equal(lengths, lengths.sort(descending=True).values)
+    keywords, inputs = {}, {}
+    for name, make in ours.FORMS.items():
+        form = make(batch)
+        keywords[name], inputs[name] = form.keywords, form.wrap(form.arrange(batch.x))
+    assert {name: list(given) for name, given in keywords.items()} == {
+        "lengths": ["lengths"],
+        "packed": [],
+        "mask": ["mask"],
+        "left mask": ["mask"],
+        "flat": ["cu_seqlens"],
+        "nested": [],
+        "resets": ["lengths", "resets"],
+    }
+    assert torch.equal(keywords["lengths"]["lengths"], lengths)
+    assert isinstance(inputs["packed"], PackedSequence)
+    assert torch.equal(keywords["mask"]["mask"], batch.valid)
+    left = keywords["left mask"]["mask"]
+    assert torch.equal(left.flip(0), batch.valid)
+    assert not inputs["left mask"][~left].any()
+    assert torch.equal(inputs["left mask"][-lengths[1] :, 1], batch.x[: lengths[1], 1])
+    bounds = keywords["flat"]["cu_seqlens"]
+    assert (bounds.dtype, bounds[0]) == (torch.int32, 0)
+    assert torch.equal(bounds.diff(), lengths)
+    assert inputs["flat"].shape == (int(lengths.sum()), 3)
+    assert inputs["nested"].is_nested
+    assert torch.equal(inputs["nested"].offsets(), bounds.long())
+    assert torch.equal(keywords["resets"]["resets"], torch.zeros(6, 5, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("form", FORM_PEERS)
+def test_a_layout_is_made_as_in_a_call(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, Any, _forms.Which, bool, bool]] = []
+    read = _forms.read
+
+    def spy(*args: Any) -> _forms.Batch:
+        seen.append(args)
+        return read(*args)
+
+    monkeypatch.setattr(_forms, "read", spy)
+    batch = tiny_forms().batch()
+    layout = peers.PEERS[LAYOUT_PEERS[form]].prepare(batch)
+    assert layout.results is None
+    for peer in (peers.PEERS[FORM_PEERS[form]].prepare(batch), layout):
+        with torch.no_grad():
+            peer.call()
+    call, alone = seen
+    assert (alone[0], *alone[3:]) == (call[0], *call[3:]) == ("VarLenLSTM", False, False)
+    assert type(alone[1]) is type(call[1])
+    assert torch.equal(ours._data(alone[1]), ours._data(call[1]))
+    for value, other in zip(call[2], alone[2], strict=True):
+        assert torch.equal(other, value) if isinstance(value, Tensor) else other is value
+
+
+def test_calls_without_resets_compute_something_else() -> None:
+    batch = tiny_resets().batch()
+    with_resets, without, never = (
+        peers.PEERS[name].prepare(of)
+        for name, of in (
+            (run.OURS, batch),
+            ("varlen_rnn without resets", batch),
+            (run.OURS, tiny_resets(probability=0.0).batch()),
+        )
+    )
+    assert without.results is None
+    outputs = [with_resets.call()[0][0], without.call()[0][0], never.call()[0][0]]
+    assert torch.equal(outputs[1], outputs[2])
+    first = int(batch.resets.int().argmax(0).min())
+    assert torch.equal(outputs[0][:first], outputs[1][:first])
+    assert not torch.equal(outputs[0], outputs[1])
 
 
 def test_every_function_has_its_rounds(quick: None) -> None:
@@ -166,6 +303,7 @@ def test_a_run_writes_a_line_a_workload(
 ) -> None:
     cases = [tiny(cell, mode) for cell in CELLS for mode in workloads.MODES]
     cases += [tiny_step(), tiny(group="lengths", distribution="japanese_vowels", steps=29)]
+    cases += [tiny_forms(), tiny_resets()]
     output = tmp_path / "new" / "tiny.jsonl"
     assert run.main(["--skip-tests", "--output", str(output)], cases) == 0
     records = [json.loads(line) for line in output.read_text().splitlines()]
@@ -176,9 +314,11 @@ def test_a_run_writes_a_line_a_workload(
         assert record["tokens"] == int(case.lengths().sum())
         assert 0 < record["valid_share"] <= 1
         assert list(record["peers"]) == list(case.peers)
-        for figures in record["peers"].values():
+        assert record["reset_probability"] == case.reset_probability
+        for name, figures in record["peers"].items():
             if list(figures) != ["skipped"]:
-                assert list(figures) == FIGURES
+                compared = name not in (*LAYOUT_PEERS.values(), "varlen_rnn without resets")
+                assert list(figures) == (FIGURES if compared else TIMES)
                 assert 0 < figures["min_s"] <= figures["q1_s"] <= figures["q3_s"]
                 assert figures["rounds"] == 2
         assert "skipped" not in record["peers"][run.OURS]
@@ -186,6 +326,7 @@ def test_a_run_writes_a_line_a_workload(
     assert list(skipped) == ["onnxruntime"]
     printed = capsys.readouterr().out
     assert f"onnxruntime skipped: {skipped['onnxruntime']['skipped']}" in printed
+    assert re.search(r"layout flat [0-9.]+ µs", printed)
 
 
 @pytest.mark.parametrize("wrong", [1e-2, float("nan")])
@@ -235,34 +376,48 @@ def test_no_workload_begins_after_the_limit(
     assert f"left out, for the time is up: {tiny().name}" in capsys.readouterr().out
 
 
-def sample(**changes: object) -> list[dict[str, object]]:
+ONE_SECOND = dict.fromkeys(FIGURES, 1.0)
+TWO_SECONDS = {**ONE_SECOND, "median_s": 2.0, "q1_s": 1.5, "q3_s": 2.5, "gflops": 0.5}
+
+
+def line(case: Workload, timed: dict[str, Any], **changes: object) -> dict[str, Any]:
+    """A line as older versions wrote it, without the fields that came later."""
+    return {
+        **dict.fromkeys(ORIGIN, "x"),
+        **{key: getattr(case, key) for key in words("name group cell mode dtype threads")},
+        **{"B": case.rows, "T": case.steps, "I": 3, "H": 5, "seed": 0, "tokens": 1},
+        **{"distribution": case.distribution, "valid_share": 0.5, "flops": 10**9},
+        **{"mm_gflops": 2.0, "device": "cpu", "device_name": None, "tests": "passed"},
+        "peers": timed,
+        **changes,
+    }
+
+
+def sample(**changes: object) -> list[dict[str, Any]]:
     """What a run on two thread counts might have written; ours takes 1 s, others 2 s."""
     cases = [tiny(cell, mode) for cell in CELLS for mode in workloads.MODES]
     cases = [replace(case, threads=2) for case in cases]
     cases += [replace(case, group="threads", threads=1) for case in cases]
     cases += [tiny(mode="training", group="growth", steps=steps) for steps in (6, 60)]
     cases += [tiny_step(), tiny(group="lengths", distribution="linspace")]
-    figures = dict.fromkeys(FIGURES, 1.0)
-    theirs = {**figures, "median_s": 2.0, "q1_s": 1.5, "q3_s": 2.5, "gflops": 0.5}
-    return [
-        {
-            **dict.fromkeys(ORIGIN, "x"),
-            **{key: getattr(case, key) for key in words("name group cell mode dtype threads")},
-            **{"B": case.rows, "T": case.steps, "I": 3, "H": 5, "seed": 0, "tokens": 1},
-            **{"distribution": case.distribution, "valid_share": 0.5, "flops": 10**9},
-            **{"mm_gflops": 2.0, "device": "cpu", "device_name": None, "tests": "passed"},
-            "peers": {
-                run.OURS: figures,
-                "nn padded": theirs,
-                "onnxruntime": {"skipped": "not installed"} if case.training else theirs,
-            },
-            **changes,
+
+    def timed(case: Workload) -> dict[str, Any]:
+        missing = {"skipped": "not installed"}
+        return {
+            run.OURS: ONE_SECOND,
+            "nn padded": TWO_SECONDS,
+            "onnxruntime": missing if case.training else TWO_SECONDS,
         }
-        for case in cases
-    ]
+
+    return [line(case, timed(case), **changes) for case in cases]
 
 
-def written(path: Path, records: list[dict[str, object]]) -> str:
+def seconds(median: float) -> dict[str, float]:
+    """Figures of a peer whose quartiles are apart by a tenth of the median."""
+    return {**ONE_SECOND, "median_s": median, "q1_s": 0.95 * median, "q3_s": 1.05 * median}
+
+
+def written(path: Path, records: list[dict[str, Any]]) -> str:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return str(path)
 
@@ -293,6 +448,53 @@ def test_tables_and_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert text.endswith(f"\n{compare.END}\nafter\n")
     assert "old" not in text
     assert "| 60 | 1 | 1 | 50% |" in text
+
+
+def test_tables_of_forms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calls = (0.022, 0.02, 0.021, 0.024, 0.0201, 0.0203, 0.023)
+    layouts = (220e-6, 10e-6, 210e-6, 240e-6, 201e-6, 609e-6, 230e-6)
+    forms = dict(zip(FORM_PEERS.values(), map(seconds, calls), strict=True))
+    alone = dict(zip(LAYOUT_PEERS.values(), map(seconds, layouts), strict=True))
+    lines = [line(tiny(group="forms"), forms | alone)]
+    lines += [line(tiny("gru", "training", group="forms"), forms)]
+    assert compare.main([written(tmp_path / "cpu.jsonl", lines)]) == 0
+    printed = capsys.readouterr().out
+    assert "**Forms of one batch, B, T, I = H = 4, 6, 3, 5: ms a call (to packed)**" in printed
+    assert "| form | LSTM, inference | its layout: µs | GRU, training |" in printed
+    assert "| lengths | 22 (1.10 ×) | 220 (1.0%) | 22 (1.10 ×) |" in printed
+    assert "| packed | 20 (1.00 ×) | 10 (0.1%) | 20 (1.00 ×) |" in printed
+    assert "| nested | 20.3 (1.01 ×) | 609 (3.0%) | 20.3 (1.01 ×) |" in printed
+    assert "| spread | 10% | 10% | 10% |" in printed
+    slowest = "The slowest form takes 1.200 times as long as packed (left mask, LSTM, inference)."
+    assert slowest in printed
+    assert "A layout takes at most 3.0% of a forward pass (nested, LSTM, inference)." in printed
+
+
+def test_tables_of_resets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = []
+    for rows, probability, *times in (
+        (8, 0.0, 0.01, 0.0099, 0.07, 0.02),
+        (8, 0.001, 0.0104, 0.01, 0.06),
+        (256, 0.1, 0.2, 0.21, 0.5),
+    ):
+        names = (*RESET_PEERS, "nn padded")
+        timed = dict(zip(names, map(seconds, times), strict=False))
+        case = tiny_resets(rows=rows, probability=probability)
+        lines.append(line(case, timed, reset_probability=probability))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{compare.BEGIN}\n{compare.END}\n")
+    assert compare.main([written(tmp_path / "cpu.jsonl", lines), "--readme", str(readme)]) == 0
+    for text in (capsys.readouterr().out, readme.read_text()):
+        assert "**LSTM, training, T = 6, H = 5, by probability of a reset: ms**" in text
+        header = (
+            "| B; probability | varlen_rnn | varlen_rnn without resets | nn step loop | nn padded"
+        )
+        assert f"{header} | to the loop | with / without resets | spread |" in text
+        assert "| 8; 0 | 10 | 9.9 | 70 | 20 | 7.00 × | 1.010 | 10% |" in text
+        assert "| 8; 0.001 | 10.4 | 10 | 60 |  | 5.77 × | 1.040 | 10% |" in text
+        assert "| 256; 0.1 | 200 | 210 | 500 |  | 2.50 × | 0.952 | 10% |" in text
+        assert "of the loop: at least 5.77 × at B = 8 and 2.50 × at B = 256. With" in text
+        assert "it takes at most 1.040 times as long as without." in text
 
 
 def test_the_readme_takes_checked_numbers_and_markers_only(tmp_path: Path) -> None:
