@@ -5,7 +5,7 @@
 TORCH ?= torch==2.13.0
 # The Python that .venv is made from.
 PYTHON ?= python3
-# Passed on by test, demo and bench: make test ARGS="-k lstm -x"
+# Passed on by test, demo, demo-names, demo-ppo and bench: make test ARGS="-k lstm -x"
 ARGS ?=
 
 VENV := .venv
@@ -29,6 +29,12 @@ build: $(INSTALLED)  ## compile the extension, and install the package into .ven
 
 demo: $(INSTALLED)  ## train on a real data set of ragged sequences
 	$(BIN)/python examples/japanese_vowels.py $(ARGS)
+
+demo-names: $(INSTALLED)  ## tell the language of a name: a whole model of ragged text that padding does not move
+	$(BIN)/python examples/name_language $(ARGS)
+
+demo-ppo: $(INSTALLED)  ## reinforcement learning with memory: whole rollouts in one call, with state resets
+	$(BIN)/python examples/recurrent_ppo.py $(ARGS)
 
 test: $(INSTALLED)  ## run all tests: pytest (ARGS="..."), the same on the fallback, then test-sanitizer and test-math
 	$(BIN)/python -m pytest $(ARGS)
@@ -84,4 +90,4 @@ $(INSTALLED): $(TOOLS) setup.py $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 	rm -f $(VENV)/.installed*
 	touch $@
 
-.PHONY: help build demo test test-sanitizer test-math bench lint format clean
+.PHONY: help build demo demo-names demo-ppo test test-sanitizer test-math bench lint format clean

@@ -1,0 +1,98 @@
+"""The example on names runs from the command line, and no padding moves its results."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from helpers import child_environment
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "name_language"
+MISSING = [
+    name for name in ("babel", "matplotlib", "tqdm") if importlib.util.find_spec(name) is None
+]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the example needs {' and '.join(MISSING)}")
+
+# Every line of the table, with the largest float32 and float64 differences allowed.
+ROUNDING = (1e-5, 1e-13)
+BOUNDS = {
+    "random ids in padding": (0.0, 0.0),
+    "NaN features in padding": (0.0, 0.0),
+    "100 more steps of padding": ROUNDING,
+    "no padding: each name alone": ROUNDING,
+    "padding on the left, by mask": ROUNDING,
+    "shuffled into other batches": ROUNDING,
+}
+CONTROL = "control: padding read as text"
+
+
+@pytest.fixture(scope="module")
+def names() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("example_names", EXAMPLE / "names.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_one_epoch_of_name_language(tmp_path: Path) -> None:
+    output = tmp_path / "plot.png"
+    arguments = ["--every", "20", "--hidden", "16", "--epochs", "1", "--output", str(output)]
+    before = sorted(path.name for path in EXAMPLE.parent.iterdir())
+    result = subprocess.run(
+        [sys.executable, str(EXAMPLE), *arguments, "--check"],
+        env=child_environment(MPLBACKEND="Agg", PYTHONUTF8="1"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+    )
+    # One epoch is too little for the accuracy that --check wants; nothing else may be wrong.
+    assert result.returncode == 1, result.stderr
+    complaints = [line for line in result.stderr.splitlines() if "expected" in line]
+    assert len(complaints) == 1, result.stderr
+    assert complaints[0].startswith("test accuracy: expected at least ")
+    assert output.read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in EXAMPLE.parent.iterdir()) == before
+
+    differences = {
+        line[:32].strip(): [float(number) for number in re.findall(r"\d\.\de[+-]\d\d", line)]
+        for line in result.stdout.splitlines()
+    }
+    for what, bounds in BOUNDS.items():
+        assert len(differences[what]) == 2, result.stdout
+        for difference, bound in zip(differences[what], bounds, strict=True):
+            assert difference <= bound, what
+    assert min(differences[CONTROL]) > 1e-2
+
+
+def test_training_and_test_names_have_nothing_in_common(names: ModuleType) -> None:
+    read = names.read_names()
+    texts = [text.casefold() for text, _, _ in read]
+    assert len(set(texts)) == len(texts)
+    assert not any(set("()") <= set(text) for text in texts)
+    training, test, num_ids = names.load(1)
+    assert len(training.texts) + len(test.texts) == len(read)
+    for part in (training, test):
+        assert part.labels.unique().tolist() == list(range(len(names.LANGUAGES)))
+        assert [len(ids) for ids in part.ids] == [len(text) for text in part.texts]
+    concepts = {(language, text): concept for text, language, concept in read}
+
+    def concepts_of(part: object) -> set[str]:
+        pairs = zip(part.labels.tolist(), part.texts, strict=True)
+        return {concepts[language, text] for language, text in pairs}
+
+    assert concepts_of(training).isdisjoint(concepts_of(test))
+    assert 0.15 < len(test.texts) / len(read) < 0.25
+    largest = max(int(ids.max()) for ids in training.ids)
+    assert (largest, min(int(ids.min()) for ids in training.ids)) == (num_ids - 1, 2)
+    assert min(int(ids.min()) for ids in test.ids) >= names.UNKNOWN
