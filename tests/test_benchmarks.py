@@ -267,6 +267,7 @@ def test_a_layout_is_made_as_in_a_call(form: str, monkeypatch: pytest.MonkeyPatc
 
 def test_calls_without_resets_compute_something_else() -> None:
     batch = tiny_resets().batch()
+    assert list(ours._padded(batch).keywords) == ["resets"]
     with_resets, without, never = (
         peers.PEERS[name].prepare(of)
         for name, of in (

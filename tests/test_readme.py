@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def section(title: str) -> str:
@@ -87,3 +88,10 @@ def test_the_first_lines_are_equivalent() -> None:
         exec(code, names)
         results.append([names["out"], names["h_n"], names["c_n"]])
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-6)
+
+
+def test_what_the_readme_links_exists() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    assert len(links) > 5
+    for link in links:
+        assert (ROOT / link).exists(), link
