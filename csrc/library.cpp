@@ -20,11 +20,9 @@
 
 STABLE_TORCH_LIBRARY(varlen_rnn, m) {
   m.def(
-      "layout_from_rows(Tensor? lengths, Tensor? first, Tensor? mask, Tensor? resets, SymInt "
-      "num_rows, "
-      "SymInt num_steps, bool batch_first) -> (Tensor batch_sizes, Tensor rows, Tensor "
-      "initial_row, "
-      "Tensor final_row)");
+      "layout_from_rows(Tensor? lengths, Tensor? first, Tensor? mask, Tensor? resets, "
+      "SymInt num_rows, SymInt num_steps, bool batch_first) -> "
+      "(Tensor batch_sizes, Tensor rows, Tensor initial_row, Tensor final_row)");
   m.def("reverse_order(Tensor batch_sizes) -> Tensor");
 
   m.def("lstm_inference(" VARLEN_RNN_LSTM ") -> (Tensor out, Tensor h_n, Tensor c_n)");
@@ -32,8 +30,7 @@ STABLE_TORCH_LIBRARY(varlen_rnn, m) {
         ") -> (Tensor out, Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)");
   m.def(
       "lstm_backward(Tensor? d_out, Tensor? d_h_n, Tensor? d_c_n, Tensor? d_cells, Tensor x, "
-      "Tensor? h_0, "
-      "Tensor? c_0, Tensor weight_ih, Tensor weight_hh, Tensor? weight_hr, "
+      "Tensor? h_0, Tensor? c_0, Tensor weight_ih, Tensor weight_hh, Tensor? weight_hr, "
       "Tensor? weight_ih_reverse, Tensor? weight_hh_reverse, "
       "Tensor? weight_hr_reverse, " VARLEN_RNN_LAYOUT
       ", Tensor out, Tensor gates, Tensor cells, bool needs_x, bool needs_weights) -> (Tensor d_x, "

@@ -23,7 +23,7 @@ from ragged import (
 )
 from torch import Tensor, nn
 from torch.nested import nested_tensor_from_jagged
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 INTEGERS = (
     torch.uint8,
@@ -323,3 +323,28 @@ def test_resets_with_offsets_that_are_equal_but_another_tensor(cell: str) -> Non
     resets = call.keywords["resets"]
     other = nested_tensor_from_jagged(resets.values(), resets.offsets().clone())
     assert_same(call.back(rnn(call.input, resets=other)[0]), call(rnn)[0])
+
+
+@both_cells
+@pytest.mark.parametrize("enforce_sorted", [True, False])
+def test_resets_that_are_packed_as_the_input_is(cell: str, enforce_sorted: bool) -> None:
+    rnn, lengths = make(cell), [5, 3, 2] if enforce_sorted else [2, 5, 3]
+    packed, resets = (
+        pack_padded_sequence(t, lengths, batch_first=True, enforce_sorted=enforce_sorted)
+        for t in (torch.randn(3, 5, 3), torch.rand(3, 5) < 0.4)
+    )
+    got, expected = (rnn(packed, resets=r)[0].data for r in (resets, resets.data))
+    assert torch.equal(got, expected)
+    assert not torch.equal(got, rnn(packed)[0].data)
+    other = pack_padded_sequence(torch.zeros(3, 5).bool(), [5, 4, 1], batch_first=True)
+    with pytest.raises(ValueError, match=r"^VarLen\w+: resets\.\w+ must be the input's, .*got"):
+        rnn(packed, resets=other)
+
+
+@both_cells
+def test_nested_resets_with_other_holes_than_the_input(cell: str) -> None:
+    offsets = torch.tensor([0, 3, 5])
+    x = nested_tensor_from_jagged(torch.randn(5, 3), offsets)
+    resets = nested_tensor_from_jagged(torch.zeros(5).bool(), offsets, torch.tensor([2, 1]))
+    with pytest.raises(ValueError, match=r"^VarLen\w+: resets\.lengths\(\) must be the input's"):
+        make(cell)(x, resets=resets)

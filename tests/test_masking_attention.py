@@ -224,3 +224,22 @@ def test_wrong_sizes_and_scores() -> None:
 def test_repr_names_the_sizes() -> None:
     assert "Linear(in_features=3, out_features=5, bias=False)" in repr(MODULES["additive"]())
     assert repr(MODULES["dot"]()) == "MultiplicativeAttention(4, 4, score='dot')"
+
+
+@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize("kind", ["additive", "general"])
+def test_the_query_of_an_empty_row_may_be_nan(kind: str, single: bool) -> None:
+    attention = (
+        AdditiveAttention(2, 2, 3)
+        if kind == "additive"
+        else MultiplicativeAttention(2, score="general")
+    )
+    query = torch.randn((2, 2) if single else (2, 5, 2))
+    query[1] = torch.nan
+    keys = torch.randn(2, 4, 2, requires_grad=True)
+    context, weights = attention(query, keys, lengths=[3, 0])
+    assert not context[1].any()
+    assert not weights[1].any()
+    context.sum().backward()
+    for gradient in (keys.grad, *(parameter.grad for parameter in attention.parameters())):
+        assert gradient.isfinite().all()

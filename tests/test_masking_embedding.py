@@ -245,3 +245,16 @@ def test_wrong_arguments(arguments, error: type[Exception], message: str) -> Non
     with pytest.raises(error) as caught:
         VarLenEmbedding(*arguments)
     assert str(caught.value) == f"VarLenEmbedding: {message}"
+
+
+NARROW = [torch.int8, torch.uint8, torch.uint16]
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+def test_a_table_may_have_more_rows_than_the_ids_dtype_has_numbers(dtype: torch.dtype) -> None:
+    embedding = VarLenEmbedding(1000, 4, padding_idx=999)  # 999 is 231 in uint8
+    ids = torch.tensor([[100, 1, 127]])
+    if dtype != torch.int8:
+        ids[0, 0] = 231
+    assert torch.equal(embedding(ids.to(dtype)), embedding(ids))
+    assert embedding(ids).any(-1).all()

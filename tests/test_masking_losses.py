@@ -265,3 +265,24 @@ def test_wrong_arguments_of_mse() -> None:
     assert str(caught.value) == f"masked_mse_loss: {message}"
     with pytest.raises(ValueError, match="reduction"):
         masked_mse_loss(torch.randn(2, 3, 4), torch.randn(2, 3, 4), reduction="max")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.uint16], ids=str)
+def test_there_may_be_more_classes_than_the_targets_dtype_has_numbers(dtype: torch.dtype) -> None:
+    logits, target = torch.randn(1, 3, 300), torch.tensor([[100, 3, 127]])
+    if dtype != torch.int8:
+        target[0, 0] = 156  # -100, which is ignored, is 156 in uint8
+    got = masked_cross_entropy(logits, target.to(dtype))
+    torch.testing.assert_close(got, F.cross_entropy(logits[0], target[0]))
+
+
+def test_targets_and_inputs_of_a_wrong_dtype() -> None:
+    logits, integers = torch.randn(2, 3, 4), torch.zeros(2, 3, 4, dtype=torch.int64)
+    for target in (torch.zeros(2, 3, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.complex64)):
+        with pytest.raises(TypeError, match=r"^masked_cross_entropy: target must be integers or"):
+            masked_cross_entropy(logits, target)
+    with pytest.raises(TypeError, match=r"^masked_cross_entropy: input must be floating point"):
+        masked_cross_entropy(integers, integers[..., 0])
+    for arguments in ((integers, logits), (logits, integers)):
+        with pytest.raises(TypeError, match=r"^masked_mse_loss: \w+ must be floating point, got"):
+            masked_mse_loss(*arguments)

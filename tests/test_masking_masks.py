@@ -263,7 +263,7 @@ DONES = torch.zeros(2, 3, dtype=torch.bool)
             (DONES[0],),
             {"lengths": [2]},
             ValueError,
-            "lengths must not be given for one sequence of dones [T]",
+            "lengths must be None with dones [T], got lengths",
         ),
         (
             (DONES,),
@@ -284,3 +284,18 @@ def test_wrong_arguments(arguments, keywords, error: type[Exception], message: s
     with pytest.raises(error) as caught:
         dones_to_resets(*arguments, **keywords)
     assert str(caught.value) == f"dones_to_resets: {message}"
+
+
+def test_lists_of_unequal_lengths_and_other_types() -> None:
+    with pytest.raises(ValueError, match=r"^mask_to_lengths: mask must be \[B, T\], got sequences"):
+        mask_to_lengths([[True], [True, False]])
+    with pytest.raises(ValueError, match=r"^dones_to_resets: dones must be .*, got sequences"):
+        dones_to_resets([[0], [1, 0]])
+    with pytest.raises(TypeError, match=r"^lengths_to_mask: max_length must be an integer, got fl"):
+        lengths_to_mask([1, 2], 2.5)
+
+
+def test_one_sequence_whatever_the_default_device() -> None:
+    dones = torch.tensor([False, True, False], device="cpu")
+    with torch.device("meta"):
+        assert dones_to_resets(dones, True).tolist() == [True, False, True]

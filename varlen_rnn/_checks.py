@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 Lengths = Tensor | Sequence[int] | np.ndarray[Any, Any]
-Mask = Tensor | Sequence[Any] | np.ndarray[Any, Any]
+Mask = Tensor | Sequence[Any] | np.ndarray[Any, Any] | bool
 
 
 class InputShapeError(ValueError, RuntimeError):
@@ -81,8 +81,8 @@ def check_mask(name: str, what: str, mask: Mask, shape: Sequence[int], symbols: 
             array = np.asarray(mask)
         except ValueError as error:
             raise failure(name, what, symbols, "sequences of unequal lengths") from error
-        if not array.size:
-            array = array.astype(np.bool_)  # an empty list has no dtype of its own
+        if not array.size and 0 in shape:  # an empty list has no dtype or shape of its own
+            array = np.zeros(shape, np.bool_)
         if array.dtype.kind not in "biu":
             got = type(mask).__name__ if array.ndim == 0 else array.dtype
             raise TypeError(f"{name}: {what} must be bool, or integers 0 and 1, got {got}")
@@ -108,6 +108,8 @@ def check_cu_seqlens(
             array = np.asarray(cu_seqlens)
         except ValueError as error:
             raise failure(name, what, "[B + 1]", "sequences of unequal lengths") from error
+        if not array.size:
+            array = array.astype(np.int64)  # an empty list has no dtype of its own
         if array.dtype.kind not in "iu":
             got = type(cu_seqlens).__name__ if array.ndim == 0 else array.dtype
             raise TypeError(f"{name}: {what} must be integers, got {got}")
@@ -159,6 +161,19 @@ def check_same_rows(name: str, resets: Any, input: Any) -> None:
         if None in shapes or shapes[0] != shapes[1]:
             raise failure(name, f"resets.{what}", f"the input's, of shape {shapes[0]}", shapes[1])
         _check_values(name, f"resets.{what}", "the input's", got == expected, got)
+
+
+def check_packed_resets(name: str, resets: PackedSequence, input: PackedSequence) -> Tensor:
+    """The resets of a ``PackedSequence``, packed as it is: their data."""
+    for field in ("batch_sizes", "sorted_indices"):
+        got, expected = getattr(resets, field), getattr(input, field)
+        if got is expected:
+            continue
+        if got is None or expected is None or got.shape != expected.shape:
+            rows = [None if t is None else list(t.shape) for t in (expected, got)]
+            raise failure(name, f"resets.{field}", f"the input's, of shape {rows[0]}", rows[1])
+        _check_values(name, f"resets.{field}", "the input's", got == expected, got)
+    return resets.data
 
 
 def check_packed(name: str, packed: PackedSequence) -> None:

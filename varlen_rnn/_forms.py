@@ -18,6 +18,7 @@ from varlen_rnn._checks import (
     check_mask,
     check_offsets,
     check_packed,
+    check_packed_resets,
     check_same_rows,
 )
 from varlen_rnn.layout import Layout
@@ -40,7 +41,7 @@ class Batch(NamedTuple):
 
 
 # What says which tokens are valid, and where states are reset: lengths, mask, resets, cu_seqlens.
-Which = tuple[Lengths | None, Mask | None, Mask | None, Lengths | None]
+Which = tuple[Lengths | None, Mask | None, Mask | PackedSequence | None, Lengths | None]
 
 
 def read(
@@ -166,10 +167,14 @@ def _nested(name: str, input: Any, resets: Any, bidirectional: bool) -> Batch:
     return Batch(x, batch.to(x.device), restore)
 
 
-def _packed(name: str, input: PackedSequence, resets: Mask | None, bidirectional: bool) -> Batch:
+def _packed(
+    name: str, input: PackedSequence, resets: Mask | PackedSequence | None, bidirectional: bool
+) -> Batch:
     check_packed(name, input)
     x, batch_sizes, sorted_indices, unsorted_indices = input
     arrays = {}
+    if isinstance(resets, PackedSequence):
+        resets = check_packed_resets(name, resets, input)
     if resets is not None:
         arrays["resets"] = check_mask(name, "resets", resets, x.shape[:1], "[N]")
     batch = layout.from_packed(

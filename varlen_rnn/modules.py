@@ -92,7 +92,7 @@ class VarLenLSTM(VarLenRNNBase):
         input: PackedSequence,
         hx: tuple[Tensor, Tensor] | None = None,
         *,
-        resets: Mask | None = None,
+        resets: Mask | PackedSequence | None = None,
         output_states: Literal[False] = False,
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
 
@@ -115,7 +115,7 @@ class VarLenLSTM(VarLenRNNBase):
         input: PackedSequence,
         hx: tuple[Tensor, Tensor] | None = None,
         *,
-        resets: Mask | None = None,
+        resets: Mask | PackedSequence | None = None,
         output_states: Literal[True],
     ) -> tuple[tuple[PackedSequence, PackedSequence], tuple[Tensor, Tensor]]: ...
 
@@ -126,7 +126,7 @@ class VarLenLSTM(VarLenRNNBase):
         *,
         lengths: Lengths | None = None,
         mask: Mask | None = None,
-        resets: Mask | None = None,
+        resets: Mask | PackedSequence | None = None,
         cu_seqlens: Lengths | None = None,
         output_states: bool = False,
     ) -> tuple[Any, tuple[Tensor, Tensor]]:
@@ -151,10 +151,10 @@ class VarLenLSTM(VarLenRNNBase):
                 right, or with holes in between, over which states pass unchanged.
             resets: True where the state is zero before the token is consumed (Gymnasium's "an
                 episode starts here", torchrl's ``is_init``), laid out as the tokens are: as
-                ``mask`` for a padded batch and one sequence, ``[N]`` for a ``PackedSequence`` and a
-                flat batch, a jagged ``NestedTensor`` ``[B, j]`` for such an input. What stands
-                where no valid token is does not count. For flags that say "it ended after this
-                step" see :func:`varlen_rnn.masking.dones_to_resets`.
+                ``mask`` for a padded batch and one sequence, ``[N]`` for a flat batch, ``[N]`` or
+                packed likewise for a ``PackedSequence``, a jagged ``NestedTensor`` ``[B, j]`` for
+                such an input. What stands where no valid token is does not count. For flags that
+                say "it ended after this step" see :func:`varlen_rnn.masking.dones_to_resets`.
             cu_seqlens: ``[B + 1]``, integers, non-decreasing from 0 to N: row b of a flat batch is
                 ``input[cu_seqlens[b] : cu_seqlens[b + 1]]``.
             output_states: whether the output is a pair ``(h, c)`` of all states of the last layer,
@@ -181,7 +181,7 @@ class VarLenLSTM(VarLenRNNBase):
             >>> h.shape, c.shape, h_n.shape
             (torch.Size([2, 4, 16]), torch.Size([2, 4, 16]), torch.Size([1, 2, 16]))
             >>> alone, _ = rnn(x[0, 2:])
-            >>> torch.equal(h[0, 2:], alone)
+            >>> torch.allclose(h[0, 2:], alone, atol=1e-6)
             True
         """
         if hx is not None and not (isinstance(hx, (tuple, list)) and len(hx) == 2):
@@ -261,7 +261,11 @@ class VarLenGRU(VarLenRNNBase):
 
     @overload
     def forward(
-        self, input: PackedSequence, hx: Tensor | None = None, *, resets: Mask | None = None
+        self,
+        input: PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        resets: Mask | PackedSequence | None = None,
     ) -> tuple[PackedSequence, Tensor]: ...
 
     def forward(
@@ -271,14 +275,14 @@ class VarLenGRU(VarLenRNNBase):
         *,
         lengths: Lengths | None = None,
         mask: Mask | None = None,
-        resets: Mask | None = None,
+        resets: Mask | PackedSequence | None = None,
         cu_seqlens: Lengths | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs the layers over every row's valid tokens.
 
         Arguments, result and errors are those of :meth:`VarLenLSTM.forward`, with
-        ``h_0 [L * D, B, H]`` for ``hx`` and ``h_n`` for the final state; the output already holds
-        every state of the last layer.
+        ``h_0 [L * D, B, H]`` for ``hx`` and ``h_n`` for the final state. There is no
+        ``output_states``: the output holds every state of the last layer already.
         """
         states = None if hx is None else (hx,)
         which = (lengths, mask, resets, cu_seqlens)

@@ -1,6 +1,6 @@
 """What people do with padding around an RNN: masks, embeddings, losses, pooling, attention.
 
-Everything takes ``lengths`` or a ``mask`` as keyword, or neither if every token is valid:
+What takes a batch takes ``lengths`` or a ``mask`` as keyword, or neither if every token is valid:
 
 - ``lengths [B]``, integers in ``[0, T]``: rows padded on the right, in any order, empty ones too.
 - ``mask``, bool or integers 0 and 1, True where a token is valid: padding anywhere. It is laid out
@@ -8,7 +8,7 @@ Everything takes ``lengths`` or a ``mask`` as keyword, or neither if every token
 
 Both may lie on any device, or be lists or arrays. Here batches are ``[B, T, *]`` unless
 ``batch_first=False`` says ``[T, B, *]``; in ``nn.LSTM`` and ``VarLenLSTM`` it is the other way
-round.
+round. ``MaskedConv1d`` takes ``[B, C, T]``, as ``nn.Conv1d`` does.
 
 What padding holds, NaN and Inf included, changes no value and no gradient, and neither does a
 gradient that arrives at padding. Rows without a token give zeros.

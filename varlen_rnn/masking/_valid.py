@@ -52,10 +52,20 @@ def check_any_lengths(name: str, lengths: Lengths, most: int | None = None) -> T
     return check_lengths(name, lengths, most, num_rows)
 
 
+def shape_of(name: str, what: str, flags: Mask, symbols: str) -> tuple[int, ...]:
+    """The shape of flags that may be a list."""
+    try:
+        return tuple(np.shape(flags))
+    except ValueError as error:
+        raise failure(name, what, symbols, "sequences of unequal lengths") from error
+
+
 def check_batch(name: str, what: str, x: Tensor, batch_first: bool) -> None:
     """Checks that a tensor has rows and steps."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: {what} must be a Tensor, got {type(x).__name__}")
+    if x.is_nested:
+        raise TypeError(f"{name}: {what} must be padded or flat, got a NestedTensor")
     if x.dim() < 2:
         symbols = "[B, T, *]" if batch_first else "[T, B, *]"
         raise failure(name, what, symbols, list(x.shape))

@@ -28,7 +28,8 @@ class _Attention(nn.Module):
         """Averages the values, weighted by how well their keys match the query.
 
         Args:
-            query: ``[B, Q]``, one query a row, or ``[B, S, Q]`` (``[S, B, Q]``), S of them.
+            query: ``[B, Q]``, one query a row, or ``[B, S, Q]`` (``[S, B, Q]``), S of them. All
+                queries of a row with keys count, so none of them may be NaN.
             keys: ``[B, T, K]`` (``[T, B, K]``), for instance the outputs of an RNN.
             values: ``[B, T, V]`` (``[T, B, V]``); None for the keys.
             lengths: ``[B]``, any integer dtype on any device, each in ``[0, T]``: the valid keys.
@@ -56,6 +57,8 @@ class _Attention(nn.Module):
         elif not batch_first:
             query = query.transpose(0, 1)
 
+        # A row without keys has no use for its query, which may be the mean of nothing.
+        query = query.masked_fill(~valid.any(1)[:, None, None], 0)
         keys = keys.masked_fill(~valid[:, :, None], 0)
         values = values.masked_fill(~valid[:, :, None], 0)
         weights = _masked_softmax(self._scores(query, keys), valid[:, None])

@@ -159,6 +159,7 @@ class VarLenEmbedding(nn.Embedding):
             raise TypeError(f"{name}: ids must be a Tensor, got {type(ids).__name__}")
         if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise TypeError(f"{name}: ids must be integers, got {ids.dtype}")
+        ids = ids.long()
         if lengths is None and mask is None:
             valid = torch.ones_like(ids, dtype=torch.bool)
         else:
@@ -172,7 +173,7 @@ class VarLenEmbedding(nn.Embedding):
         end = self.num_embeddings
         check_numbers(name, "ids", tokens, places, ids.shape, end, "num_embeddings")
         vectors = F.embedding(
-            tokens.long(),
+            tokens,
             self.weight,
             max_norm=self.max_norm,
             norm_type=self.norm_type,

@@ -51,7 +51,8 @@ def masked_cross_entropy(
 
     Raises:
         ValueError: a shape or a value that does not fit, or both ``lengths`` and ``mask`` (a class
-        out of range is an IndexError too). TypeError: a type or dtype that does not fit.
+        out of range is an IndexError too). TypeError: a type or dtype that does not fit. What
+        ``F.cross_entropy`` raises for ``weight`` and ``label_smoothing``.
 
     Example:
         >>> import torch
@@ -67,8 +68,11 @@ def masked_cross_entropy(
     check_batch(name, "input", input, batch_first)
     check_batch(name, "target", target, batch_first)
     steps = "B, T" if batch_first else "T, B"
+    _check_floating(name, "input", input)
     if input.dim() != 3:
         raise failure(name, "input", f"[{steps}, C]", list(input.shape))
+    if target.is_complex() or target.dtype == torch.bool:
+        raise TypeError(f"{name}: target must be integers or floating point, got {target.dtype}")
     shape, num_classes = input.shape[:2], input.shape[2]
     probabilities = target.is_floating_point()
     expected = list(input.shape if probabilities else shape)
@@ -78,12 +82,12 @@ def masked_cross_entropy(
 
     valid = valid_tokens(name, shape, input.device, lengths, mask, batch_first)
     if not probabilities:
+        target = target.long()
         valid = valid & (target != ignore_index)
     places = places_of(valid)
     tokens = target.flatten(0, 1)[places]
     if not probabilities:
         check_numbers(name, "target", tokens, places, shape, num_classes, "C")
-        tokens = tokens.long()
     loss = F.cross_entropy(
         input.flatten(0, 1)[places],
         tokens,
@@ -109,7 +113,7 @@ def masked_mse_loss(
 
     Args:
         input: ``[B, T, *]`` (``[T, B, *]``), floating point.
-        target: as ``input``; at padding it may hold anything.
+        target: the shape of ``input``, floating point; at padding it may hold anything.
         lengths: ``[B]``, any integer dtype on any device, each in ``[0, T]``.
         mask: ``[B, T]`` (``[T, B]``), bool or integers 0 and 1, True where a token is valid.
         batch_first: whether batches are ``[B, T, *]`` instead of ``[T, B, *]``.
@@ -133,6 +137,8 @@ def masked_mse_loss(
     _check_reduction(name, reduction)
     check_batch(name, "input", input, batch_first)
     check_batch(name, "target", target, batch_first)
+    _check_floating(name, "input", input)
+    _check_floating(name, "target", target)
     if target.shape != input.shape:
         expected = f"the shape of input, {list(input.shape)}"
         raise failure(name, "target", expected, list(target.shape))
@@ -149,6 +155,11 @@ def masked_mse_loss(
 def _check_reduction(name: str, reduction: str) -> None:
     if reduction not in ("mean", "sum", "none"):
         raise failure(name, "reduction", '"mean", "sum" or "none"', repr(reduction))
+
+
+def _check_floating(name: str, what: str, x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"{name}: {what} must be floating point, got {x.dtype}")
 
 
 def _laid_out(loss: Tensor, places: Tensor, valid: Tensor, reduction: str) -> Tensor:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from varlen_rnn._checks import Lengths, Mask, check_mask, failure
-from varlen_rnn.masking._valid import check_any_lengths, right_padded, valid_tokens
+from varlen_rnn.masking._valid import (
+    check_any_lengths,
+    right_padded,
+    shape_of,
+    valid_tokens,
+)
 
 
 def lengths_to_mask(
@@ -43,6 +47,9 @@ def lengths_to_mask(
         torch.Size([5, 3])
     """
     name = "lengths_to_mask"
+    if max_length is not None and not isinstance(max_length, (int, torch.SymInt)):
+        got = type(max_length).__name__
+        raise TypeError(f"{name}: max_length must be an integer, got {got}")
     if max_length is not None and max_length < 0:
         raise failure(name, "max_length", "at least 0", max_length)
     checked = check_any_lengths(name, lengths, max_length)
@@ -76,7 +83,7 @@ def mask_to_lengths(mask: Mask, *, batch_first: bool = True) -> Tensor:
     """
     name = "mask_to_lengths"
     symbols = "[B, T]" if batch_first else "[T, B]"
-    shape = np.shape(mask)
+    shape = shape_of(name, "mask", mask, symbols)
     if len(shape) != 2:
         raise failure(name, "mask", symbols, list(shape))
     valid = check_mask(name, "mask", mask, shape, symbols)
@@ -84,7 +91,7 @@ def mask_to_lengths(mask: Mask, *, batch_first: bool = True) -> Tensor:
         valid = valid.t()
     gaps = (valid[:, 1:] & ~valid[:, :-1]).any(1)
     expected = f"valid tokens first in every row (mask.sum({int(batch_first)}) counts any)"
-    if gaps.is_cuda:
+    if gaps.device.type in ("cuda", "meta"):
         torch._assert_async(~gaps.any(), f"{name}: mask must be {expected}")
     elif gaps.any():
         raise failure(
@@ -126,7 +133,7 @@ def mask_from_value(x: Tensor, value: float = 0.0) -> Tensor:
 
 def dones_to_resets(
     dones: Mask,
-    previous: Mask | bool | None = None,
+    previous: Mask | None = None,
     *,
     lengths: Lengths | None = None,
     mask: Mask | None = None,
@@ -167,15 +174,13 @@ def dones_to_resets(
                 [False,  True, False, False]])
     """
     name = "dones_to_resets"
-    shape = np.shape(dones)
     symbols = "[B, T]" if batch_first else "[T, B]"
+    shape = shape_of(name, "dones", dones, f"{symbols} or [T]")
     if len(shape) not in (1, 2):
         raise failure(name, "dones", f"{symbols} or [T]", list(shape))
-    if isinstance(previous, bool):
-        previous = torch.tensor(previous)
     if len(shape) == 1:
         if lengths is not None:
-            raise ValueError(f"{name}: lengths must not be given for one sequence of dones [T]")
+            raise ValueError(f"{name}: lengths must be None with dones [T], got lengths")
         ended = check_mask(name, "dones", dones, shape, "[T]")[None]
         if mask is not None:
             mask = check_mask(name, "mask", mask, shape, "[T]")[None]

@@ -62,7 +62,8 @@ def masked_max(
     As with ``torch.amax``, NaN is larger than any number, and equal maxima share the gradient.
 
     Args:
-        x: ``[B, T, *]`` (``[T, B, *]``), any real dtype.
+        x: ``[B, T, *]`` (``[T, B, *]``), floating point, bool, or any integers but uint16 to
+            uint64.
         lengths: ``[B]``, any integer dtype on any device, each in ``[0, T]``.
         mask: ``[B, T]`` (``[T, B]``), bool or integers 0 and 1, True where a token is valid.
         batch_first: whether batches are ``[B, T, *]`` instead of ``[T, B, *]``.
@@ -84,6 +85,8 @@ def masked_max(
     """
     name = "masked_max"
     check_batch(name, "x", x, batch_first)
+    if x.is_complex():
+        raise TypeError(f"{name}: x must be real, got {x.dtype}")
     time = int(batch_first)
     valid = valid_tokens(name, x.shape[:2], x.device, lengths, mask, batch_first)
     shown = beside(valid, x)
@@ -113,7 +116,7 @@ def last_valid(
     (Of the output of an RNN with one direction it is ``h_n`` of the last layer.)
 
     Args:
-        x: ``[B, T, *]`` (``[T, B, *]``), any dtype.
+        x: ``[B, T, *]`` (``[T, B, *]``), any dtype but uint16 to uint64.
         lengths: ``[B]``, any integer dtype on any device, each in ``[0, T]``.
         mask: ``[B, T]`` (``[T, B]``), bool or integers 0 and 1, True where a token is valid.
         batch_first: whether batches are ``[B, T, *]`` instead of ``[T, B, *]``.
