@@ -95,6 +95,7 @@ Results run(const Kernels& kernels, const Problem& q, int64_t workers, bool trai
   b.d_out = q.d_out.data();
   b.d_h_n = q.d_h_n.data();
   b.d_c_n = q.d_c_n.data();
+  b.d_cells = q.d_cells.data();
   b.x = f.x;
   b.x_stride = f.x_stride;
   b.h_0 = f.h_0;
@@ -176,7 +177,7 @@ std::array<Values, kNumResults> naive(const Problem& q, const Tensor& kernel_out
   }
   const Values all_x = q.x.values(), h_0 = q.h_0.values(), c_0 = q.c_0.values();
   const Values d_out = q.d_out.values(), d_h_n = q.d_h_n.values(), d_c_n = q.d_c_n.values();
-  const Values out = kernel_out.values();
+  const Values d_cells = q.d_cells.values(), out = kernel_out.values();
 
   for (int64_t d = 0; d < D; ++d) {
     const Values w_ih = q.weight_ih[d].values(), w_hh = q.weight_hh[d].values();
@@ -236,13 +237,14 @@ std::array<Values, kNumResults> naive(const Problem& q, const Tensor& kernel_out
         const Values& h_before = before[t];
         const Values c_now = get(r[kCells], place(t), H);
         const Values c_before = t == 0 ? get(c_0, initial, H) : get(r[kCells], place(t - 1), H);
+        const Values d_from_cell = get(d_cells, place(t), H);
         Values d_gates(4 * H), d_direct(P);  // d_direct: what reaches h_{t-1} past weight_hh
         for (int64_t u = 0; u < H; ++u) {
           double* d_gate = &d_gates[u];
           if (q.lstm) {
             const double i = gates[u], f = gates[H + u], g = gates[2 * H + u], o = gates[3 * H + u];
             const double tanh_c = std::tanh(c_now[u]);
-            d_c[u] += d_hidden[u] * o * (1 - tanh_c * tanh_c);
+            d_c[u] += d_from_cell[u] + d_hidden[u] * o * (1 - tanh_c * tanh_c);
             d_gate[0] = d_c[u] * g * i * (1 - i);
             d_gate[H] = d_c[u] * c_before[u] * f * (1 - f);
             d_gate[2 * H] = d_c[u] * i * (1 - g * g);

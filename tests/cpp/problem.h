@@ -164,7 +164,7 @@ struct Problem {
   int64_t x_stride;
   std::vector<int64_t> lengths, batch_sizes, first_token, rows, reverse, initial_row, final_row;
   Tensor weight_ih[2], weight_hh[2], bias_ih[2], bias_hh[2], weight_hr[2];
-  Tensor x, h_0, c_0, d_out, d_h_n, d_c_n;
+  Tensor x, h_0, c_0, d_out, d_h_n, d_c_n, d_cells;
 
   explicit Problem(int64_t number) {
     Random random(number);
@@ -231,6 +231,10 @@ struct Problem {
     d_out = sometimes(R * D * P, 1);
     d_h_n = sometimes(D * B * P, 1);
     if (lstm) d_c_n = sometimes(D * B * H, 1);
+    if (lstm && random.one_in(2)) {
+      d_cells = Tensor(compute, D * N * H, shifted);
+      for (int64_t i = 0; i < D * N * H; ++i) d_cells.set(i, random.uniform(1));
+    }
   }
 
   int64_t row(int64_t token) const { return rows.empty() ? token : rows[token]; }
