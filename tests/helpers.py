@@ -8,9 +8,11 @@ of these.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +37,28 @@ def child_environment(**variables: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("VARLEN_RNN_")}
     paths = os.pathsep.join(path for path in sys.path if path)
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **variables}
+
+
+def run_example(
+    program: Path, arguments: Sequence[str], folder: Path
+) -> subprocess.CompletedProcess[str]:
+    """Runs an example in a folder, where it leaves a plot and nothing beside itself."""
+    output = folder / "plot.png"
+    before = sorted(path.name for path in program.parent.iterdir())
+    result = subprocess.run(
+        [sys.executable, str(program), *arguments, "--output", str(output)],
+        env=child_environment(MPLBACKEND="Agg", PYTHONUTF8="1"),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+    )
+    assert output.exists(), result.stderr
+    assert output.read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in program.parent.iterdir()) == before
+    return result
 
 
 def pair(

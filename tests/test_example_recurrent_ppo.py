@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-from helpers import child_environment, max_error
+from helpers import max_error, run_example
 from torch import Tensor, nn
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "recurrent_ppo.py"
@@ -47,25 +46,13 @@ def two_rollouts(example: ModuleType, agent: nn.Module) -> tuple:
 
 
 def test_tiny_run(tmp_path: Path) -> None:
-    output = tmp_path / "plot.png"
-    before = sorted(path.name for path in SCRIPT.parent.iterdir())
-    arguments = ["--steps", "2048", "--rounds", "1", "--output", str(output), "--check"]
-    result = subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments],
-        env=child_environment(MPLBACKEND="Agg"),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    arguments = ["--steps", "2048", "--rounds", "1", "--check"]
+    result = run_example(SCRIPT, arguments, tmp_path)
     # One update is too few to learn anything: that, and nothing else, is what --check finds.
     failures = [line for line in result.stderr.splitlines() if "expected" in line]
     assert len(failures) == 1, result.stderr
     assert re.fullmatch(r"mean return: expected at least 200, got \d+\.\d", failures[0])
     assert result.returncode == 1
-    assert output.read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in SCRIPT.parent.iterdir()) == before
     differences = re.findall(r"apart by +(\S+)", result.stdout)
     assert len(differences) == 3, result.stdout
     assert max(float(value) for value in differences) <= 1e-5

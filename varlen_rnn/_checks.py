@@ -33,6 +33,14 @@ def failure(name: str, what: str, expected: str, got: object) -> InputShapeError
     return InputShapeError(f"{name}: {what} must be {expected}, got {got}")
 
 
+def as_array(name: str, what: str, values: Any, symbols: str) -> np.ndarray[Any, Any]:
+    """What may be a list as an array; ``symbols`` name the expected shape."""
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise failure(name, what, symbols, "sequences of unequal lengths") from error
+
+
 def check_lengths(name: str, lengths: Lengths, num_steps: int | None, num_rows: int) -> Tensor:
     """The lengths as ``[B]`` int64, each in ``[0, T]``, on the device they came from.
 
@@ -50,10 +58,9 @@ def check_lengths(name: str, lengths: Lengths, num_steps: int | None, num_rows: 
             inside = (values >= 0) & (values <= most)
             _check_values(name, "lengths", expected, inside, values)
             return values
-    try:
-        array = lengths.numpy(force=True) if isinstance(lengths, Tensor) else np.asarray(lengths)
-    except ValueError as error:
-        raise failure(name, "lengths", "[B]", "sequences of unequal lengths") from error
+        array = lengths.numpy(force=True)
+    else:
+        array = as_array(name, "lengths", lengths, "[B]")
     integers = array.dtype.kind in "iu" or all(type(length) is int for length in array.flat)
     if not integers:
         got = type(lengths).__name__ if array.ndim == 0 else array.dtype
@@ -77,10 +84,7 @@ def check_mask(name: str, what: str, mask: Mask, shape: Sequence[int], symbols: 
     ``symbols`` name the expected ``shape``: ``"[B, T]"``.
     """
     if not isinstance(mask, Tensor):
-        try:
-            array = np.asarray(mask)
-        except ValueError as error:
-            raise failure(name, what, symbols, "sequences of unequal lengths") from error
+        array = as_array(name, what, mask, symbols)
         if not array.size and 0 in shape:  # an empty list has no dtype or shape of its own
             array = np.zeros(shape, np.bool_)
         if array.dtype.kind not in "biu":
@@ -104,10 +108,7 @@ def check_cu_seqlens(
 ) -> Tensor:
     """The rows' boundaries as ``[B + 1]`` int64, from 0 to N, on the device they came from."""
     if not isinstance(cu_seqlens, Tensor):
-        try:
-            array = np.asarray(cu_seqlens)
-        except ValueError as error:
-            raise failure(name, what, "[B + 1]", "sequences of unequal lengths") from error
+        array = as_array(name, what, cu_seqlens, "[B + 1]")
         if not array.size:
             array = array.astype(np.int64)  # an empty list has no dtype of its own
         if array.dtype.kind not in "iu":
@@ -150,30 +151,25 @@ def check_offsets(
 
 def check_same_rows(name: str, resets: Any, input: Any) -> None:
     """Fails if the resets of a jagged NestedTensor are not laid out as it is."""
-    pairs = {
-        "offsets()": (resets.offsets(), input.offsets()),
-        "lengths()": (resets.lengths(), input.lengths()),
-    }
-    for what, (got, expected) in pairs.items():
-        if got is expected:
-            continue
-        shapes = [None if rows is None else list(rows.shape) for rows in (expected, got)]
-        if None in shapes or shapes[0] != shapes[1]:
-            raise failure(name, f"resets.{what}", f"the input's, of shape {shapes[0]}", shapes[1])
-        _check_values(name, f"resets.{what}", "the input's", got == expected, got)
+    _check_same(name, "resets.offsets()", resets.offsets(), input.offsets())
+    _check_same(name, "resets.lengths()", resets.lengths(), input.lengths())
 
 
 def check_packed_resets(name: str, resets: PackedSequence, input: PackedSequence) -> Tensor:
     """The resets of a ``PackedSequence``, packed as it is: their data."""
-    for field in ("batch_sizes", "sorted_indices"):
-        got, expected = getattr(resets, field), getattr(input, field)
-        if got is expected:
-            continue
-        if got is None or expected is None or got.shape != expected.shape:
-            rows = [None if t is None else list(t.shape) for t in (expected, got)]
-            raise failure(name, f"resets.{field}", f"the input's, of shape {rows[0]}", rows[1])
-        _check_values(name, f"resets.{field}", "the input's", got == expected, got)
+    _check_same(name, "resets.batch_sizes", resets.batch_sizes, input.batch_sizes)
+    _check_same(name, "resets.sorted_indices", resets.sorted_indices, input.sorted_indices)
     return resets.data
+
+
+def _check_same(name: str, what: str, got: Tensor | None, expected: Tensor | None) -> None:
+    """Fails if one is missing, or they have other values."""
+    if got is expected:
+        return
+    if got is None or expected is None or got.shape != expected.shape:
+        shape, of_input = (None if t is None else list(t.shape) for t in (got, expected))
+        raise failure(name, what, f"the input's, of shape {of_input}", shape)
+    _check_values(name, what, "the input's", got == expected, got)
 
 
 def check_packed(name: str, packed: PackedSequence) -> None:

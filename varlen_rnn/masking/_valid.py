@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varlen_rnn._checks import Lengths, Mask, check_lengths, check_mask, failure
+from varlen_rnn._checks import Lengths, Mask, as_array, check_lengths, check_mask, failure
 
 
 class InputIndexError(IndexError, ValueError):
@@ -54,10 +54,8 @@ def check_any_lengths(name: str, lengths: Lengths, most: int | None = None) -> T
 
 def shape_of(name: str, what: str, flags: Mask, symbols: str) -> tuple[int, ...]:
     """The shape of flags that may be a list."""
-    try:
-        return tuple(np.shape(flags))
-    except ValueError as error:
-        raise failure(name, what, symbols, "sequences of unequal lengths") from error
+    array = flags if isinstance(flags, Tensor) else as_array(name, what, flags, symbols)
+    return tuple(array.shape)
 
 
 def check_batch(name: str, what: str, x: Tensor, batch_first: bool) -> None:
