@@ -2,9 +2,10 @@
 // varlen_rnn/layout.py.
 #include <torch/csrc/stable/library.h>
 
+// The layout, and what float32 may be computed in (of no account on the CPU).
 #define VARLEN_RNN_LAYOUT                                                                     \
   "Tensor batch_sizes, Tensor? rows, Tensor? reverse, Tensor initial_row, Tensor final_row, " \
-  "SymInt num_rows"
+  "SymInt num_rows, bool allow_tf32"
 
 // Weights one by one: Tensor[] would make autograd several times as slow.
 #define VARLEN_RNN_LSTM                                                                        \
@@ -18,7 +19,13 @@
   "Tensor? bias_hh, Tensor? weight_ih_reverse, Tensor? weight_hh_reverse, "      \
   "Tensor? bias_ih_reverse, Tensor? bias_hh_reverse, " VARLEN_RNN_LAYOUT
 
-STABLE_TORCH_LIBRARY(varlen_rnn, m) {
+// The emulated CUDA ops are a library of their own.
+#ifndef VARLEN_RNN_LIBRARY
+#define VARLEN_RNN_LIBRARY varlen_rnn
+#endif
+#define VARLEN_RNN_DEFINE(name, m) STABLE_TORCH_LIBRARY(name, m)
+
+VARLEN_RNN_DEFINE(VARLEN_RNN_LIBRARY, m) {
   m.def(
       "layout_from_rows(Tensor? lengths, Tensor? first, Tensor? mask, Tensor? resets, "
       "SymInt num_rows, SymInt num_steps, bool batch_first) -> "

@@ -50,15 +50,37 @@ inline int32_t dtype_number(const Tensor& tensor) {
   return number;
 }
 
-// Tensor.dtype, Tensor.device
+// Tensor.dtype
 inline void check_dtype(const char* op, const char* name, const Tensor& tensor,
                         ScalarType expected) {
   namespace detail = torch::stable::detail;
   STD_TORCH_CHECK(dtype_number(tensor) == detail::to<int32_t>(detail::from(expected)), op, ": ",
                   name, " must be ", torch::headeronly::toString(expected), ", got ",
                   torch::headeronly::toString(tensor.scalar_type()));
-  STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the CPU, got device type ",
-                  static_cast<int>(tensor.device().type()));
+}
+
+// Tensor.device, as ops write it; the CPU has index -1.
+struct Place {
+  int32_t type, index;
+
+  explicit Place(const Tensor& tensor) {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &index));
+    if (is_cpu()) index = -1;
+  }
+  bool is_cpu() const { return type == aoti_torch_device_type_cpu(); }
+  bool operator==(const Place& other) const { return type == other.type && index == other.index; }
+  std::string name() const {
+    if (is_cpu()) return "the CPU";
+    if (type == aoti_torch_device_type_cuda()) return "CUDA device " + std::to_string(index);
+    return "a device of type " + std::to_string(type);
+  }
+};
+
+inline void check_place(const char* op, const char* name, const Tensor& tensor, Place expected) {
+  const Place place(tensor);
+  STD_TORCH_CHECK(place == expected, op, ": ", name, " must be on ", expected.name(), ", got ",
+                  place.name());
 }
 
 // Tensor.contiguous()

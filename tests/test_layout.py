@@ -329,6 +329,6 @@ def test_an_exact_layout_is_what_is_left_of_the_largest() -> None:
     lengths = torch.tensor([2, 0, 3])
     args = (lengths, None, None, None, 3, 4, True, True)
     largest = Layout(*_index_arrays.from_rows(*args), 3)
-    assert [len(getattr(largest, name)) for name in ARRAYS] == [4, 12, 12, 12, 12]
+    assert [len(getattr(largest, name)) for name in ARRAYS] == [4, 12, 12, 3, 3]
     assert_same(largest.exact(), of_lengths([2, 0, 3], 4, batch_first=True, bidirectional=True))
     assert_same(largest.exact().exact(), largest.exact())

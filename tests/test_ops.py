@@ -55,7 +55,12 @@ class Case:
 
     @property
     def arguments(self) -> list[Any]:
-        return [self.x, *self.states, *flat(self.weights), *vars(self.layout).values()]
+        return [self.x, *self.states, *flat(self.weights), *self.layout_arguments]
+
+    @property
+    def layout_arguments(self) -> list[Any]:
+        """The layout, and whether float32 may be TF32, which means nothing on the CPU."""
+        return [*vars(self.layout).values(), False]
 
     @property
     def leaves(self) -> dict[str, Tensor]:
@@ -159,9 +164,9 @@ def backward_arguments(case: Case) -> list[Any]:
     cells, gates = saved[:-1], saved[-1]
     gradients = [torch.randn_like(t) for t in (out, *finals, *cells)]
     weights = flat(case.weights[:2] + case.weights[4:])
-    arrays = vars(case.layout).values()
     results = (out, gates, *cells)
-    return [*gradients, case.x, *case.states, *weights, *arrays, *results, True, True]
+    layout = case.layout_arguments
+    return [*gradients, case.x, *case.states, *weights, *layout, *results, True, True]
 
 
 def outputs_of(case: Case, where: Any) -> Callable[..., tuple[Tensor, ...]]:

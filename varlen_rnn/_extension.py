@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import warnings
 
@@ -31,7 +32,33 @@ def _load() -> str | None:
     return None
 
 
+def _load_cuda() -> str | None:
+    """Imports ``_C_cuda``, which registers the ops for CUDA tensors; returns why that did not work.
+
+    That starts no driver and makes no context: a process that forks later can use CUDA in its
+    children.
+    """
+    try:
+        importlib.import_module("varlen_rnn._C_cuda")
+    except ModuleNotFoundError:
+        return "not compiled"
+    except ImportError as error:
+        return f"failed to load: {error}"
+    return None
+
+
 UNAVAILABLE = _load()
+CUDA_UNAVAILABLE = _load_cuda() if UNAVAILABLE is None else UNAVAILABLE
+
+
+@functools.cache
+def supports_cuda(device: torch.device) -> bool:
+    """Whether there are compiled kernels for a CUDA device; the first call asks the driver."""
+    if CUDA_UNAVAILABLE is not None:
+        return False
+    from varlen_rnn import _C_cuda
+
+    return _C_cuda.runs_on(device.index)
 
 
 @functools.cache
@@ -52,7 +79,10 @@ def build_info() -> dict[str, object]:
         ``version``; ``extension``: whether compiled kernels are in use, and if not, ``reason``; if
         they are: ``cpu_isas``: the instruction sets that were compiled and that this CPU has,
         ``cpu_isa``: the one in use, ``torch_target_version``: the oldest torch that the binary runs
-        with, ``compiler``.
+        with, ``compiler``, and ``cuda``: one line on the CUDA kernels, such as ``"compiled for
+        sm_80, sm_90 by nvcc 13.0.88 with runtime 13.0; no device (torch is built without CUDA)"``,
+        the name of torch's current device in place of the last part, or ``"not compiled"``. To say
+        the device, it starts the CUDA driver where torch is built with CUDA.
 
     Example:
         >>> import varlen_rnn
@@ -66,4 +96,14 @@ def build_info() -> dict[str, object]:
         return {**info, "reason": UNAVAILABLE}
     from varlen_rnn import _C
 
-    return {**info, **_C.build_info()}
+    return {**info, **_C.build_info(), "cuda": CUDA_UNAVAILABLE or _cuda_info()}
+
+
+def _cuda_info() -> str:
+    """The architectures and versions of ``_C_cuda``, and the device."""
+    from varlen_rnn import _C_cuda
+
+    device = "no device (torch is built without CUDA)"
+    if torch.version.cuda is not None:
+        device = _C_cuda.device()
+    return f"compiled for {_C_cuda.compiled_for()}; {device}"

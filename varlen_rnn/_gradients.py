@@ -17,7 +17,8 @@ from torch import Tensor
 from varlen_rnn import reference
 from varlen_rnn.layout import Layout
 
-_NUM_ARRAYS = 6  # the layout's arrays and num_rows, the last arguments of every op
+_NUM_ARRAYS = 5  # of the layout, which the last arguments of every forward op begin with
+_NUM_NUMBERS = 2  # behind them: num_rows and allow_tf32
 
 Tensors = Sequence[Tensor | None]
 
@@ -75,8 +76,8 @@ def differentiable(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
             gates, cells = outputs[-1], outputs[1 + cell.num_states : -1]
             ctx.set_materialize_grads(False)
             ctx.mark_non_differentiable(gates)
-            ctx.num_rows = args[-1]
-            ctx.save_for_backward(*args[:-1], outputs[0], gates, *cells)
+            ctx.numbers = args[-_NUM_NUMBERS:]
+            ctx.save_for_backward(*args[:-_NUM_NUMBERS], outputs[0], gates, *cells)
             return outputs
 
         @staticmethod
@@ -103,10 +104,10 @@ def _gradients(
     x, *tensors = saved
     first = cell.num_states + 2 * cell.num_kinds
     states, weights = tensors[: cell.num_states], tensors[cell.num_states : first]
-    arrays = (*tensors[first : first + _NUM_ARRAYS - 1], ctx.num_rows)
-    results = tensors[first + _NUM_ARRAYS - 1 :]
+    arrays, results = tensors[first : first + _NUM_ARRAYS], tensors[first + _NUM_ARRAYS :]
     if _wants_more(d_outputs):
-        return _differentiable(cell, x, states, weights, arrays, d_outputs)
+        layout = Layout(*arrays, ctx.numbers[0])
+        return _differentiable(cell, x, states, weights, layout, d_outputs)
     needs_x, *needs = ctx.needs_input_grad[: 1 + first]
     needs_weights = needs[cell.num_states :]
     forward, reverse = weights[: cell.num_kinds], weights[cell.num_kinds :]
@@ -120,6 +121,7 @@ def _gradients(
         *reverse[:2],
         *reverse[4:],
         *arrays,
+        *ctx.numbers,
         *results,
         needs_x,
         any(needs_weights),
@@ -129,7 +131,7 @@ def _gradients(
         d_x if needs_x else None,
         *(d if need else None for need, d in zip(needs, d_states, strict=False)),
         *(d if need else None for need, d in zip(needs_weights, d_weights, strict=True)),
-        *[None] * _NUM_ARRAYS,
+        *[None] * (_NUM_ARRAYS + _NUM_NUMBERS),
     )
 
 
@@ -148,7 +150,7 @@ def _differentiable(
     x: Tensor,
     states: Tensors,
     weights: Tensors,
-    arrays: tuple[Any, ...],
+    layout: Layout,
     d_outputs: Tensors,
 ) -> tuple[Tensor | None, ...]:
     """The same gradient through the reference, which can be differentiated and batched itself."""
@@ -156,7 +158,7 @@ def _differentiable(
     with torch.enable_grad():
         views = [None if t is None else t.view_as(t) for t in (x, *states, *weights)]
         first = 1 + cell.num_states
-        outputs = cell.reference(*views[:first], *by_kind(views[first:]), Layout(*arrays))
+        outputs = cell.reference(*views[:first], *by_kind(views[first:]), layout.exact())
     leaves = [view for view in views if view is not None and view.requires_grad]
     pairs = [
         (out, d)
@@ -172,4 +174,4 @@ def _differentiable(
         materialize_grads=True,
     )
     found = {id(leaf): gradient for leaf, gradient in zip(leaves, gradients, strict=True)}
-    return (*(found.get(id(view)) for view in views), *[None] * _NUM_ARRAYS)
+    return (*(found.get(id(view)) for view in views), *[None] * (_NUM_ARRAYS + _NUM_NUMBERS))

@@ -64,12 +64,14 @@ def from_rows(
     first_token = batch_sizes.cumsum(0) - batch_sizes
     place = first_token[step] + rank
     opposite = first_token[(segment_lengths[segment] - 1 - step).clamp(min=0)] + rank
+    # Without resets every row is one segment at most.
+    most = num_positions if resets is not None else min(num_positions, num_rows)
     return (
         batch_sizes,
         _put(flat, place, valid),
         _put(opposite, place, valid) if bidirectional else None,
-        _put(row, rank, begins_row & ~is_reset, other=-1),
-        _put(row, rank, ends_row, other=-1),
+        _put(row, rank, begins_row & ~is_reset, other=-1)[:most],
+        _put(row, rank, ends_row, other=-1)[:most],
     )
 
 

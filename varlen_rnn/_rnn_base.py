@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from varlen_rnn import _forms
+from varlen_rnn import _forms, ops
 from varlen_rnn._checks import InputShapeError, InputTypeError, failure
 from varlen_rnn.layout import Layout
 
@@ -81,8 +81,8 @@ class VarLenRNNBase(nn.RNNBase):
             if batch.unbatched:
                 states = tuple([s.unsqueeze(1) for s in states])
         arrays = batch.layout
-        if not arrays.batch_sizes.is_cpu:
-            arrays = arrays.exact()  # what runs there is the reference, which needs sizes
+        if not (arrays.batch_sizes.is_cpu or ops.compiled(batch.x)):
+            arrays = arrays.exact()
         x, finals, cells = self._run_layers(
             batch.x, states, len(state_sizes), weights, arrays, output_states
         )

@@ -81,15 +81,16 @@ class Layout:
         if self.initial_row.device == device and (reverse is None or reverse.device == device):
             return self
 
-        def move(array: Tensor | None) -> Tensor | None:
-            return None if array is None else array.to(device)
+        def move(array: Tensor) -> Tensor:
+            # CUDA reads pageable memory before the call returns, so nobody need wait for it.
+            return array.to(device, non_blocking=True)
 
         return Layout(
             self.batch_sizes,
-            move(self.rows),
-            move(self.reverse),
-            self.initial_row.to(device),
-            self.final_row.to(device),
+            None if self.rows is None else move(self.rows),
+            None if reverse is None else move(reverse),
+            move(self.initial_row),
+            move(self.final_row),
             self.num_rows,
         )
 

@@ -45,8 +45,8 @@ def lstm(
     the reverse direction, None for what is not there. With ``output_states`` a fourth result holds
     every cell state, ``[R, D * H]``.
     """
-    args: tuple[Any, ...] = (x, h_0, c_0, *weights, *_arrays(layout))
-    if not _compiled(x):
+    args: tuple[Any, ...] = (x, h_0, c_0, *weights, *_arrays(layout), _allow_tf32(x))
+    if not compiled(x):
         args = (x, h_0, c_0, *by_kind(weights), layout)
         out, h_n, c_n, *cells = LSTM.reference(*args, output_cells=output_states)
     elif output_states or _needs_gradient(x, h_0, c_0, *weights):
@@ -63,10 +63,10 @@ def gru(x: Tensor, h_0: Tensor | None, weights: Tensors, layout: Layout) -> tupl
 
     ``weights`` are those of :func:`lstm` without ``weight_hr``.
     """
-    if not _compiled(x):
+    if not compiled(x):
         out, h_n = GRU.reference(x, h_0, *by_kind(weights), layout)
         return out, h_n
-    args = (x, h_0, *weights, *_arrays(layout))
+    args = (x, h_0, *weights, *_arrays(layout), _allow_tf32(x))
     if _needs_gradient(x, h_0, *weights):
         out, h_n, *_ = torch.ops.varlen_rnn.gru_forward(*args)
     else:
@@ -74,13 +74,21 @@ def gru(x: Tensor, h_0: Tensor | None, weights: Tensors, layout: Layout) -> tupl
     return out, h_n
 
 
-def _compiled(x: Tensor) -> bool:
+def compiled(x: Tensor) -> bool:
+    """Whether a compiled op runs, which takes every layout; the reference takes exact ones."""
     if _extension.UNAVAILABLE is not None:
         _extension.warn_once()
         return False
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False  # the reference can be batched, and differentiated in forward mode
-    return x.is_cpu and x.dtype in _DTYPES
+    if x.dtype not in _DTYPES:
+        return False
+    return x.is_cpu or (x.is_cuda and _extension.supports_cuda(x.device))
+
+
+def _allow_tf32(x: Tensor) -> bool:
+    """Whether float32 may be multiplied as TF32: torch's switch of ``torch.nn.LSTM`` on CUDA."""
+    return x.is_cuda and torch.backends.cudnn.rnn.fp32_precision != "ieee"
 
 
 def _needs_gradient(*args: Tensor | None) -> bool:
@@ -105,7 +113,7 @@ def _fake_forward(cell: Cell, training: bool) -> Callable[..., Any]:
     def fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
         weights = args[cell.num_states : cell.num_states + 2 * cell.num_kinds]
         weight_ih, weight_hh = weights[:2]
-        num_rows, rows = args[-1], args[-5]
+        num_rows, rows = args[-2], args[-6]
         directions = 1 if weights[cell.num_kinds] is None else 2
         output_size, hidden_size = weight_hh.shape[1], weight_ih.shape[0] // cell.num_gates
         num_tokens = x.shape[0] if rows is None else rows.shape[0]
@@ -128,7 +136,7 @@ def _fake_backward(cell: Cell) -> Callable[..., Any]:
         x, *args_behind_x = args[first:]
         weights = args_behind_x[cell.num_states :]
         weight_ih, weight_hh, *weight_hr = weights[: cell.num_kinds - 2]
-        num_rows = args[-4 - cell.num_states]
+        num_rows = args[-5 - cell.num_states]
         needs_x, needs_weights = args[-2:]
         directions = 1 if weights[cell.num_kinds - 2] is None else 2
         (rows, input_size), output_size = weight_ih.shape, weight_hh.shape[1]

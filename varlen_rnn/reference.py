@@ -191,11 +191,17 @@ def cells_of_rows(cells: Tensor, layout: Layout, num_flat_rows: int) -> Tensor:
     """Cell states in the tokens' own places: ``[D, N, H]`` to ``[R, D * H]``, zero at padding.
 
     In: each direction's in its own order, as :func:`lstm` and ``varlen_rnn::lstm_forward`` have
-    them.
+    them. The layout need not be exact.
     """
     forward, *reverse = cells.unbind()
-    by_direction = [forward, *(_reversed(tokens, layout) for tokens in reverse)]
-    return _to_rows(torch.cat(by_direction, dim=1), layout, num_flat_rows)
+    by_direction = torch.cat([forward, *(_reversed(tokens, layout) for tokens in reverse)], dim=1)
+    if layout.batch_sizes.is_cpu or layout.rows is None:
+        return _to_rows(by_direction, layout, num_flat_rows)
+    # Behind the N tokens stand values without meaning, which go to one more row, which is cut off.
+    places = torch.arange(len(layout.rows), device=layout.rows.device)
+    rows = torch.where(places < layout.batch_sizes.sum(), layout.rows, num_flat_rows)
+    zeros = by_direction.new_zeros(num_flat_rows + 1, by_direction.shape[1])
+    return zeros.index_copy(0, rows, by_direction)[:-1]
 
 
 def _to_rows(tokens: Tensor, layout: Layout, num_flat_rows: int) -> Tensor:

@@ -1,13 +1,11 @@
 // The ops on CPU tensors: check everything, allocate, fill the kernels' structs, run.
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <limits>
-#include <tuple>
 
 #include "cpu/dispatch.h"
 #include "cpu/scratch.h"
-#include "torch_stable.h"
+#include "op_table.h"
 
 namespace varlen_rnn {
 namespace {
@@ -20,6 +18,7 @@ constexpr double kBarrierCycles = 3000;
 
 // The layout's arrays, checked and contiguous, and what the kernels read of them.
 struct CheckedLayout {
+  Place place;
   Layout layout{};
   TensorList keep;  // owners of the layout's pointers
   std::vector<int64_t> first_token;
@@ -41,6 +40,7 @@ struct CheckedLayout {
   const int64_t* array(const char* op, const char* name, const Tensor& tensor, const char* symbols,
                        int64_t size, int64_t lowest, int64_t bound) {
     check_dtype(op, name, tensor, ScalarType::Long);
+    check_place(op, name, tensor, place);
     check_shape(op, name, tensor, symbols, {size});
     keep.push_back(dense(tensor));
     const int64_t* values = keep.back().const_data_ptr<int64_t>();
@@ -51,10 +51,11 @@ struct CheckedLayout {
     return values;
   }
 
-  CheckedLayout(const char* op, int64_t num_flat_rows, int64_t num_directions,
+  CheckedLayout(const char* op, Place on, int64_t num_flat_rows, int64_t num_directions,
                 const Tensor& batch_sizes, const OptionalTensor& rows,
                 const OptionalTensor& reverse, const Tensor& initial_row, const Tensor& final_row,
-                int64_t num_rows) {
+                int64_t num_rows)
+      : place(on) {
     layout.num_rows = num_rows;
     layout.num_flat_rows = num_flat_rows;
     STD_TORCH_CHECK(num_rows >= 0, op, ": num_rows must be at least 0, got ", num_rows);
@@ -93,87 +94,6 @@ struct CheckedLayout {
     layout.initial_row =
         array(op, "initial_row", initial_row, "[G]", layout.num_segments, -1, num_rows);
     layout.final_row = array(op, "final_row", final_row, "[G]", layout.num_segments, -1, num_rows);
-  }
-};
-
-Dtype storage_dtype(const char* op, const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return Dtype::kFloat32;
-    case ScalarType::Double:
-      return Dtype::kFloat64;
-    case ScalarType::BFloat16:
-      return Dtype::kBFloat16;
-    case ScalarType::Half:
-      return Dtype::kFloat16;
-    default:
-      STD_TORCH_CHECK(false, op, ": dtype must be float32, float64, bfloat16 or float16, got ",
-                      torch::headeronly::toString(x.scalar_type()));
-  }
-}
-
-OptionalTensor checked_optional(const char* op, const char* name, const OptionalTensor& tensor,
-                                ScalarType dtype, const char* symbols,
-                                std::initializer_list<int64_t> shape) {
-  if (!tensor.has_value()) return tensor;
-  check_dtype(op, name, *tensor, dtype);
-  check_shape(op, name, *tensor, symbols, shape);
-  return dense(*tensor);
-}
-
-// A layer's weights as the ops are given them: for each direction weight_ih, weight_hh, bias_ih,
-// bias_hh, weight_hr. Without a second direction it has none.
-using WeightTensors = std::array<std::array<OptionalTensor, 5>, 2>;
-enum { kWeightIh, kWeightHh, kBiasIh, kBiasHh, kWeightHr };
-
-// What both passes check alike: the input, and the weights. Fills in the call's dtype and sizes.
-struct CheckedInput {
-  Tensor x;               // with columns side by side
-  WeightTensors weights;  // contiguous
-
-  CheckedInput(const char* op, int64_t num_gates, const Tensor& input, const WeightTensors& given,
-               Call& call)
-      : x(input) {
-    const ScalarType dtype = x.scalar_type();
-    STD_TORCH_CHECK(x.dim() == 2, op, ": x must be [R, I], got ", to_string(x.sizes()));
-    check_dtype(op, "x", x, dtype);
-    const Tensor& weight_hh = *given[0][kWeightHh];
-    STD_TORCH_CHECK(weight_hh.dim() == 2, op, ": weight_hh must have 2 dimensions, got ",
-                    to_string(weight_hh.sizes()));
-    call.dtype = storage_dtype(op, x);
-    const int64_t D = call.num_directions = given[1][kWeightHh].has_value() ? 2 : 1;
-    const int64_t I = call.input_size = x.size(1);
-    const int64_t H = call.hidden_size = weight_hh.size(0) / num_gates;
-    const int64_t P = call.output_size = weight_hh.size(1), rows = num_gates * H;
-    STD_TORCH_CHECK(H > 0 && P > 0 && I > 0, op, ": sizes must be positive, got I = ", I,
-                    ", H = ", H, ", P = ", P);
-    const bool projected = given[0][kWeightHr].has_value();
-    STD_TORCH_CHECK(given[0][kBiasIh].has_value() == given[0][kBiasHh].has_value(), op,
-                    ": bias_ih and bias_hh must both be there or both be None");
-    if (x.stride(1) != 1 && I > 1) x = torch::stable::contiguous(x);
-    for (int64_t d = 0; d < 2; ++d) {
-      static constexpr const char* kNames[2][5] = {
-          {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"},
-          {"weight_ih_reverse", "weight_hh_reverse", "bias_ih_reverse", "bias_hh_reverse",
-           "weight_hr_reverse"}};
-      const auto check = [&](int kind, const char* symbols, std::initializer_list<int64_t> shape) {
-        const bool expected = d < D && given[0][kind].has_value();
-        STD_TORCH_CHECK(given[d][kind].has_value() == expected, op, ": ", kNames[d][kind],
-                        expected ? " must be there, got None" : " must be None, got a tensor");
-        weights[d][kind] =
-            checked_optional(op, kNames[d][kind], given[d][kind], dtype, symbols, shape);
-      };
-      check(kWeightIh, "[gates * H, I]", {rows, I});
-      check(kWeightHh, "[gates * H, P]", {rows, projected ? P : H});
-      check(kBiasIh, "[gates * H]", {rows});
-      check(kBiasHh, "[gates * H]", {rows});
-      check(kWeightHr, "[P, H]", {P, H});
-    }
-  }
-
-  Weights pointers(int64_t d) const {
-    const auto& [ih, hh, b_ih, b_hh, hr] = weights[d];
-    return {pointer(ih), pointer(hh), pointer(b_ih), pointer(b_hh), pointer(hr)};
   }
 };
 
@@ -242,30 +162,28 @@ void zero_rows_with_segments(const Layout& layout, const Tensor& d_state) {
   }
 }
 
-// A forward pass of either cell; c_n and cells are there for LSTM only.
-struct ForwardResult {
-  Tensor out, h_n;
-  OptionalTensor c_n, gates, cells;
-};
-
 ForwardResult run_forward(const char* op, int64_t num_gates, bool training, const Tensor& x,
                           const OptionalTensor& h_0, const OptionalTensor& c_0,
                           const WeightTensors& weights, const Tensor& batch_sizes,
                           const OptionalTensor& rows, const OptionalTensor& reverse,
-                          const Tensor& initial_row, const Tensor& final_row, int64_t num_rows) {
+                          const Tensor& initial_row, const Tensor& final_row, int64_t num_rows,
+                          bool /*allow_tf32*/) {
   const bool is_lstm = num_gates == 4;
   const ScalarType dtype = x.scalar_type();
+  const Place place(x);
 
   Forward p{};
   Call& call = p.call;
   const CheckedInput input(op, num_gates, x, weights, call);
   const int64_t D = call.num_directions, H = call.hidden_size, P = call.output_size;
   for (int64_t d = 0; d < D; ++d) p.weights[d] = input.pointers(d);
-  const CheckedLayout checked(op, x.size(0), D, batch_sizes, rows, reverse, initial_row, final_row,
-                              num_rows);
+  const CheckedLayout checked(op, place, x.size(0), D, batch_sizes, rows, reverse, initial_row,
+                              final_row, num_rows);
   call.layout = checked.layout;
-  const OptionalTensor h = checked_optional(op, "h_0", h_0, dtype, "[D, B, P]", {D, num_rows, P});
-  const OptionalTensor c = checked_optional(op, "c_0", c_0, dtype, "[D, B, H]", {D, num_rows, H});
+  const OptionalTensor h =
+      checked_optional(op, "h_0", h_0, dtype, place, "[D, B, P]", {D, num_rows, P});
+  const OptionalTensor c =
+      checked_optional(op, "c_0", c_0, dtype, place, "[D, B, H]", {D, num_rows, H});
 
   ForwardResult result{torch::stable::new_empty(x, {x.size(0), D * P}),
                        states_like(x, h, {D, num_rows, P}),
@@ -302,14 +220,6 @@ ForwardResult run_forward(const char* op, int64_t num_gates, bool training, cons
   return result;
 }
 
-// A backward pass of either cell; d_c_0 is there for LSTM only. Gradients that are not wanted, or of
-// weights that are not there, have no elements; those of biases are there without a bias, too.
-struct BackwardResult {
-  Tensor d_x, d_h_0;
-  OptionalTensor d_c_0;
-  std::vector<std::vector<Tensor>> d_weights;  // by direction; kinds as in WeightTensors
-};
-
 BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTensor& d_out,
                             const OptionalTensor& d_h_n, const OptionalTensor& d_c_n,
                             const OptionalTensor& d_cells, const Tensor& x,
@@ -317,11 +227,12 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
                             const WeightTensors& weights, const Tensor& batch_sizes,
                             const OptionalTensor& rows, const OptionalTensor& reverse,
                             const Tensor& initial_row, const Tensor& final_row, int64_t num_rows,
-                            const Tensor& out, const Tensor& gates, const OptionalTensor& cells,
-                            bool needs_x, bool needs_weights) {
+                            bool /*allow_tf32*/, const Tensor& out, const Tensor& gates,
+                            const OptionalTensor& cells, bool needs_x, bool needs_weights) {
   const bool is_lstm = num_gates == 4;
   const ScalarType dtype = x.scalar_type();
   const ScalarType compute = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const Place place(x);
 
   Backward p{};
   Call& call = p.call;
@@ -330,25 +241,28 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
   const int64_t H = call.hidden_size, P = call.output_size, R = x.size(0);
   const bool projected = weights[0][kWeightHr].has_value();
   for (int64_t d = 0; d < D; ++d) p.weights[d] = input.pointers(d);
-  const CheckedLayout checked(op, R, D, batch_sizes, rows, reverse, initial_row, final_row,
+  const CheckedLayout checked(op, place, R, D, batch_sizes, rows, reverse, initial_row, final_row,
                               num_rows);
   call.layout = checked.layout;
   const int64_t N = call.layout.num_tokens;
   const OptionalTensor d_output =
-      checked_optional(op, "d_out", d_out, dtype, "[R, D * P]", {R, D * P});
+      checked_optional(op, "d_out", d_out, dtype, place, "[R, D * P]", {R, D * P});
   const OptionalTensor d_h =
-      checked_optional(op, "d_h_n", d_h_n, dtype, "[D, B, P]", {D, num_rows, P});
+      checked_optional(op, "d_h_n", d_h_n, dtype, place, "[D, B, P]", {D, num_rows, P});
   const OptionalTensor d_c =
-      checked_optional(op, "d_c_n", d_c_n, dtype, "[D, B, H]", {D, num_rows, H});
+      checked_optional(op, "d_c_n", d_c_n, dtype, place, "[D, B, H]", {D, num_rows, H});
   const OptionalTensor d_states =
-      checked_optional(op, "d_cells", d_cells, compute, "[D, N, H]", {D, N, H});
-  const OptionalTensor h = checked_optional(op, "h_0", h_0, dtype, "[D, B, P]", {D, num_rows, P});
-  const OptionalTensor c = checked_optional(op, "c_0", c_0, dtype, "[D, B, H]", {D, num_rows, H});
-  const OptionalTensor output = checked_optional(op, "out", out, dtype, "[R, D * P]", {R, D * P});
+      checked_optional(op, "d_cells", d_cells, compute, place, "[D, N, H]", {D, N, H});
+  const OptionalTensor h =
+      checked_optional(op, "h_0", h_0, dtype, place, "[D, B, P]", {D, num_rows, P});
+  const OptionalTensor c =
+      checked_optional(op, "c_0", c_0, dtype, place, "[D, B, H]", {D, num_rows, H});
+  const OptionalTensor output =
+      checked_optional(op, "out", out, dtype, place, "[R, D * P]", {R, D * P});
   const OptionalTensor saved_gates =
-      checked_optional(op, "gates", gates, compute, "[D, N, 4H]", {D, N, 4 * H});
+      checked_optional(op, "gates", gates, compute, place, "[D, N, 4H]", {D, N, 4 * H});
   const OptionalTensor saved_cells =
-      checked_optional(op, "cells", cells, compute, "[D, N, H]", {D, N, H});
+      checked_optional(op, "cells", cells, compute, place, "[D, N, H]", {D, N, H});
 
   BackwardResult result{torch::stable::new_empty(x, {needs_x ? R : 0, I}),
                         states_like(x, d_h, {D, num_rows, P}),
@@ -408,96 +322,13 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
   return result;
 }
 
-// The ops, with their arguments in the order of library.cpp.
-
-template <bool training>
-auto lstm(const Tensor& x, const OptionalTensor& h_0, const OptionalTensor& c_0,
-          const Tensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& bias_ih,
-          const OptionalTensor& bias_hh, const OptionalTensor& weight_hr,
-          const OptionalTensor& weight_ih_reverse, const OptionalTensor& weight_hh_reverse,
-          const OptionalTensor& bias_ih_reverse, const OptionalTensor& bias_hh_reverse,
-          const OptionalTensor& weight_hr_reverse, const Tensor& batch_sizes,
-          const OptionalTensor& rows, const OptionalTensor& reverse, const Tensor& initial_row,
-          const Tensor& final_row, int64_t num_rows) {
-  const WeightTensors weights = {{{weight_ih, weight_hh, bias_ih, bias_hh, weight_hr},
-                                  {weight_ih_reverse, weight_hh_reverse, bias_ih_reverse,
-                                   bias_hh_reverse, weight_hr_reverse}}};
-  const char* op = training ? "varlen_rnn::lstm_forward" : "varlen_rnn::lstm_inference";
-  ForwardResult r = run_forward(op, 4, training, x, h_0, c_0, weights, batch_sizes, rows, reverse,
-                                initial_row, final_row, num_rows);
-  if constexpr (training) {
-    return std::make_tuple(r.out, r.h_n, *r.c_n, *r.cells, *r.gates);
-  } else {
-    return std::make_tuple(r.out, r.h_n, *r.c_n);
-  }
-}
-
-auto lstm_backward(const OptionalTensor& d_out, const OptionalTensor& d_h_n,
-                   const OptionalTensor& d_c_n, const OptionalTensor& d_cells, const Tensor& x,
-                   const OptionalTensor& h_0, const OptionalTensor& c_0, const Tensor& weight_ih,
-                   const Tensor& weight_hh, const OptionalTensor& weight_hr,
-                   const OptionalTensor& weight_ih_reverse, const OptionalTensor& weight_hh_reverse,
-                   const OptionalTensor& weight_hr_reverse, const Tensor& batch_sizes,
-                   const OptionalTensor& rows, const OptionalTensor& reverse,
-                   const Tensor& initial_row, const Tensor& final_row, int64_t num_rows,
-                   const Tensor& out, const Tensor& gates, const Tensor& cells, bool needs_x,
-                   bool needs_weights) {
-  const WeightTensors weights = {
-      {{weight_ih, weight_hh, {}, {}, weight_hr},
-       {weight_ih_reverse, weight_hh_reverse, {}, {}, weight_hr_reverse}}};
-  BackwardResult r = run_backward("varlen_rnn::lstm_backward", 4, d_out, d_h_n, d_c_n, d_cells, x,
-                                  h_0, c_0, weights, batch_sizes, rows, reverse, initial_row,
-                                  final_row, num_rows, out, gates, cells, needs_x, needs_weights);
-  const std::vector<Tensor>&f = r.d_weights[0], &b = r.d_weights[1];
-  return std::make_tuple(r.d_x, r.d_h_0, *r.d_c_0, f[0], f[1], f[2], f[3], f[4], b[0], b[1], b[2],
-                         b[3], b[4]);
-}
-
-template <bool training>
-auto gru(const Tensor& x, const OptionalTensor& h_0, const Tensor& weight_ih,
-         const Tensor& weight_hh, const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
-         const OptionalTensor& weight_ih_reverse, const OptionalTensor& weight_hh_reverse,
-         const OptionalTensor& bias_ih_reverse, const OptionalTensor& bias_hh_reverse,
-         const Tensor& batch_sizes, const OptionalTensor& rows, const OptionalTensor& reverse,
-         const Tensor& initial_row, const Tensor& final_row, int64_t num_rows) {
-  const WeightTensors weights = {
-      {{weight_ih, weight_hh, bias_ih, bias_hh, {}},
-       {weight_ih_reverse, weight_hh_reverse, bias_ih_reverse, bias_hh_reverse, {}}}};
-  const char* op = training ? "varlen_rnn::gru_forward" : "varlen_rnn::gru_inference";
-  ForwardResult r = run_forward(op, 3, training, x, h_0, {}, weights, batch_sizes, rows, reverse,
-                                initial_row, final_row, num_rows);
-  if constexpr (training) {
-    return std::make_tuple(r.out, r.h_n, *r.gates);
-  } else {
-    return std::make_tuple(r.out, r.h_n);
-  }
-}
-
-auto gru_backward(const OptionalTensor& d_out, const OptionalTensor& d_h_n, const Tensor& x,
-                  const OptionalTensor& h_0, const Tensor& weight_ih, const Tensor& weight_hh,
-                  const OptionalTensor& weight_ih_reverse, const OptionalTensor& weight_hh_reverse,
-                  const Tensor& batch_sizes, const OptionalTensor& rows,
-                  const OptionalTensor& reverse, const Tensor& initial_row, const Tensor& final_row,
-                  int64_t num_rows, const Tensor& out, const Tensor& gates, bool needs_x,
-                  bool needs_weights) {
-  const WeightTensors weights = {
-      {{weight_ih, weight_hh, {}, {}, {}}, {weight_ih_reverse, weight_hh_reverse, {}, {}, {}}}};
-  BackwardResult r = run_backward("varlen_rnn::gru_backward", 3, d_out, d_h_n, {}, {}, x, h_0, {},
-                                  weights, batch_sizes, rows, reverse, initial_row, final_row,
-                                  num_rows, out, gates, {}, needs_x, needs_weights);
-  const std::vector<Tensor>&f = r.d_weights[0], &b = r.d_weights[1];
-  return std::make_tuple(r.d_x, r.d_h_0, f[0], f[1], f[2], f[3], b[0], b[1], b[2], b[3]);
-}
+struct Cpu {
+  static constexpr auto forward = run_forward;
+  static constexpr auto backward = run_backward;
+};
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(varlen_rnn, CPU, m) {
-  m.impl("lstm_inference", TORCH_BOX(&lstm<false>));
-  m.impl("lstm_forward", TORCH_BOX(&lstm<true>));
-  m.impl("lstm_backward", TORCH_BOX(&lstm_backward));
-  m.impl("gru_inference", TORCH_BOX(&gru<false>));
-  m.impl("gru_forward", TORCH_BOX(&gru<true>));
-  m.impl("gru_backward", TORCH_BOX(&gru_backward));
-}
+STABLE_TORCH_LIBRARY_IMPL(varlen_rnn, CPU, m) { implement<Cpu>(m); }
 
 }  // namespace varlen_rnn

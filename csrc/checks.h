@@ -1,0 +1,94 @@
+// What the ops check of their arguments whatever the device: the input, the weights, the states.
+#pragma once
+
+#include <array>
+#include <optional>
+
+#include "torch_stable.h"
+
+namespace varlen_rnn {
+
+inline Dtype storage_dtype(const char* op, const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::Double:
+      return Dtype::kFloat64;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, op, ": dtype must be float32, float64, bfloat16 or float16, got ",
+                      torch::headeronly::toString(x.scalar_type()));
+  }
+}
+
+// An argument that may be missing, contiguous.
+inline OptionalTensor checked_optional(const char* op, const char* name,
+                                       const OptionalTensor& tensor, ScalarType dtype, Place place,
+                                       const char* symbols, std::initializer_list<int64_t> shape) {
+  if (!tensor.has_value()) return tensor;
+  check_dtype(op, name, *tensor, dtype);
+  check_place(op, name, *tensor, place);
+  check_shape(op, name, *tensor, symbols, shape);
+  return dense(*tensor);
+}
+
+// A layer's weights as the ops are given them: for each direction weight_ih, weight_hh, bias_ih,
+// bias_hh, weight_hr. Without a second direction it has none.
+using WeightTensors = std::array<std::array<OptionalTensor, 5>, 2>;
+enum { kWeightIh, kWeightHh, kBiasIh, kBiasHh, kWeightHr };
+
+// What both passes check alike: the input, and the weights. Fills in the call's dtype and sizes.
+struct CheckedInput {
+  Tensor x;               // with columns side by side
+  WeightTensors weights;  // contiguous
+
+  CheckedInput(const char* op, int64_t num_gates, const Tensor& input, const WeightTensors& given,
+               Call& call)
+      : x(input) {
+    const ScalarType dtype = x.scalar_type();
+    const Place place(x);
+    STD_TORCH_CHECK(x.dim() == 2, op, ": x must be [R, I], got ", to_string(x.sizes()));
+    const Tensor& weight_hh = *given[0][kWeightHh];
+    STD_TORCH_CHECK(weight_hh.dim() == 2, op, ": weight_hh must have 2 dimensions, got ",
+                    to_string(weight_hh.sizes()));
+    call.dtype = storage_dtype(op, x);
+    const int64_t D = call.num_directions = given[1][kWeightHh].has_value() ? 2 : 1;
+    const int64_t I = call.input_size = x.size(1);
+    const int64_t H = call.hidden_size = weight_hh.size(0) / num_gates;
+    const int64_t P = call.output_size = weight_hh.size(1), rows = num_gates * H;
+    STD_TORCH_CHECK(H > 0 && P > 0 && I > 0, op, ": sizes must be positive, got I = ", I,
+                    ", H = ", H, ", P = ", P);
+    const bool projected = given[0][kWeightHr].has_value();
+    STD_TORCH_CHECK(given[0][kBiasIh].has_value() == given[0][kBiasHh].has_value(), op,
+                    ": bias_ih and bias_hh must both be there or both be None");
+    if (x.stride(1) != 1 && I > 1) x = torch::stable::contiguous(x);
+    for (int64_t d = 0; d < 2; ++d) {
+      static constexpr const char* kNames[2][5] = {
+          {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"},
+          {"weight_ih_reverse", "weight_hh_reverse", "bias_ih_reverse", "bias_hh_reverse",
+           "weight_hr_reverse"}};
+      const auto check = [&](int kind, const char* symbols, std::initializer_list<int64_t> shape) {
+        const bool expected = d < D && given[0][kind].has_value();
+        STD_TORCH_CHECK(given[d][kind].has_value() == expected, op, ": ", kNames[d][kind],
+                        expected ? " must be there, got None" : " must be None, got a tensor");
+        weights[d][kind] =
+            checked_optional(op, kNames[d][kind], given[d][kind], dtype, place, symbols, shape);
+      };
+      check(kWeightIh, "[gates * H, I]", {rows, I});
+      check(kWeightHh, "[gates * H, P]", {rows, projected ? P : H});
+      check(kBiasIh, "[gates * H]", {rows});
+      check(kBiasHh, "[gates * H]", {rows});
+      check(kWeightHr, "[P, H]", {P, H});
+    }
+  }
+
+  Weights pointers(int64_t d) const {
+    const auto& [ih, hh, b_ih, b_hh, hr] = weights[d];
+    return {pointer(ih), pointer(hh), pointer(b_ih), pointer(b_hh), pointer(hr)};
+  }
+};
+
+}  // namespace varlen_rnn
