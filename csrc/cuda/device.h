@@ -1,0 +1,24 @@
+// What a launch says, and what hosts ask about a device. Knows no CUDA: torch's side reads it, too.
+#pragma once
+
+#include <cstddef>
+
+namespace varlen_rnn::simt {
+
+struct Launch {
+  unsigned blocks;
+  unsigned threads;
+  size_t shared_bytes;
+  unsigned cluster_size;  // 1: no clusters
+  void* stream;           // a cudaStream_t
+};
+
+struct Device {
+  int major;
+  int minor;
+  int multiprocessors;
+  size_t max_shared_bytes;  // that a block can have
+  int max_cluster_size;     // 1: no clusters
+};
+
+}  // namespace varlen_rnn::simt
