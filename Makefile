@@ -18,7 +18,10 @@ export VARLEN_RNN_WERROR = 1
 # Stamps, one depending on the other: torch there, tools there, package installed (in place).
 TORCH_STAMP := $(VENV)/.stamp-$(shell printf '%s' '$(TORCH)' | tr -c 'A-Za-z0-9.\n' -)
 TOOLS := $(VENV)/.tools
-INSTALLED := $(VENV)/.installed$(VARLEN_RNN_EXTENSION)
+# Of setup.py's switches: another value builds anew.
+SWITCHES := $(VARLEN_RNN_EXTENSION)-$(VARLEN_RNN_CUDA)-$(VARLEN_RNN_CUDA_ARCHS)
+INSTALLED := $(VENV)/.installed$(shell printf '%s' '$(SWITCHES)' | tr -c '0-9\n' -)
+EMULATOR := build/emulator
 SANITIZER := build/sanitizer
 MATH := build/math
 
@@ -36,10 +39,10 @@ demo-names: $(INSTALLED)  ## tell the language of a name: a whole model of ragge
 demo-ppo: $(INSTALLED)  ## reinforcement learning with memory: whole rollouts in one call, with state resets
 	$(BIN)/python examples/recurrent_ppo.py $(ARGS)
 
-test: $(INSTALLED)  ## run all tests: pytest (ARGS="..."), the same on the fallback, then test-sanitizer and test-math
+test: $(INSTALLED)  ## run all tests: pytest (ARGS="..."), the same on the fallback, then the other test targets
 	$(BIN)/python -m pytest $(ARGS)
 	VARLEN_RNN_DISABLE_EXTENSION=1 $(BIN)/python -m pytest --quiet $(ARGS)
-	$(MAKE) --no-print-directory ARGS= test-sanitizer test-math
+	$(MAKE) --no-print-directory ARGS= test-sanitizer test-math test-emulator test-mutants test-cuda-build
 
 test-sanitizer: $(TOOLS)  ## run the kernels' C++ tests under the address and undefined-behaviour sanitizers
 	$(BIN)/cmake -S csrc -B $(SANITIZER) -G Ninja -DVARLEN_RNN_SANITIZE=ON -DVARLEN_RNN_WERROR=ON \
@@ -54,6 +57,24 @@ test-math: $(TOOLS)  ## hold exp, sigmoid and tanh to their errors in ULP (ARGS=
 	$(BIN)/cmake --build $(MATH)
 	$(MATH)/math_test $(ARGS)
 
+test-emulator: $(TOOLS)  ## run the CUDA kernels on the CPU, in the emulator
+	$(BIN)/cmake -S csrc -B $(EMULATOR) -G Ninja -DVARLEN_RNN_EMULATE=ON -DVARLEN_RNN_WERROR=ON \
+	  -DVARLEN_RNN_PYTHON=$(abspath $(BIN)/python) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
+	$(BIN)/cmake --build $(EMULATOR)
+	$(EMULATOR)/simt_test
+	VARLEN_RNN_EMULATED=$(abspath $(EMULATOR)) $(BIN)/python -m pytest tests/cuda $(ARGS)
+
+test-mutants: $(TOOLS)  ## plant faults in the CUDA kernels, each of which the emulator must catch
+	$(BIN)/python tests/cuda/mutants.py
+
+test-cuda-build: $(INSTALLED)  ## hold the CUDA kernels to no spills and to the registers of their launch bounds
+	$(BIN)/python csrc/cuda/check_resources.py check
+
+# PYTHONPATH counts here: it may hold packages that the machine's Python lacks.
+gpu-check: export PYTHONPATH := $(PYTHONPATH)
+gpu-check:  ## on a machine with an NVIDIA GPU: build, test, calibrate and time (ARGS="--quick --parts build,tests")
+	$(PYTHON) -m benchmarks.gpu_check $(if $(OUT),--output '$(OUT)') $(ARGS)
+
 bench: $(INSTALLED)  ## run the short benchmarks (ARGS=--full: all of them)
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
@@ -65,7 +86,7 @@ lint: $(TOOLS)  ## check format, types and forbidden includes and flags; changes
 format: $(TOOLS)  ## rewrite Python and C++ files in the project's format
 	$(BIN)/ruff check --fix --exit-zero --quiet .
 	$(BIN)/ruff format .
-	git ls-files --cached --others --exclude-standard 'csrc/*' 'tests/cpp/*' | \
+	git ls-files --cached --others --exclude-standard 'csrc/*' 'tests/cpp/*' 'benchmarks/cuda/*' | \
 	  grep -E '\.(cpp|h|cu|cuh)$$' | xargs $(BIN)/clang-format -i
 
 clean:  ## remove everything built, but not .venv
@@ -90,4 +111,5 @@ $(INSTALLED): $(TOOLS) setup.py $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 	rm -f $(VENV)/.installed*
 	touch $@
 
-.PHONY: help build demo demo-names demo-ppo test test-sanitizer test-math bench lint format clean
+.PHONY: help build demo demo-names demo-ppo test test-sanitizer test-math test-emulator test-mutants \
+  test-cuda-build gpu-check bench lint format clean

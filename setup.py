@@ -1,7 +1,9 @@
-"""Hands the build of `varlen_rnn/_C` to CMake and Ninja; the flags stand in csrc/CMakeLists.txt.
+"""Hands the build of `varlen_rnn/_C` and `_C_cuda` to CMake and Ninja; flags: csrc/CMakeLists.txt.
 
 VARLEN_RNN_EXTENSION=0 installs the pure-Python reference only, =1 demands a C++ compiler. Unset,
 the extension is built wherever there is a compiler.
+VARLEN_RNN_CUDA=0 leaves its CUDA part out, =1 demands nvcc. Unset, it is built wherever there is an
+nvcc that works, GPU or not. VARLEN_RNN_CUDA_ARCHS="80;90" compiles for these architectures only.
 """
 
 import importlib
@@ -21,12 +23,28 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-SWITCH = "VARLEN_RNN_EXTENSION"
+EXTENSION = "VARLEN_RNN_EXTENSION"
+CUDA = "VARLEN_RNN_CUDA"
+ARCHS = "VARLEN_RNN_CUDA_ARCHS"
+# Every generation from Turing on, which is the oldest that CUDA 13 compiles for.
+DEFAULT_ARCHS = (75, 80, 86, 89, 90, 100, 120)
+WITHOUT = {
+    EXTENSION: f"{EXTENSION}=0 installs the pure-Python reference only",
+    CUDA: f"{CUDA}=0 leaves the CUDA part out",
+}
 
 
-def fail(problem: str) -> NoReturn:
+def fail(problem: str, part: str = EXTENSION) -> NoReturn:
     """Ends the installation with one line that names the way around."""
-    sys.exit(f"varlen_rnn: {problem} ({SWITCH}=0 installs the pure-Python reference only)")
+    sys.exit(f"varlen_rnn: {problem} ({WITHOUT[part]})")
+
+
+def read_switch(name: str) -> str:
+    """The value of an environment variable: "0", "1", or "" where it is unset."""
+    value = os.environ.get(name, "")
+    if value not in ("", "0", "1"):
+        fail(f"{name} must be 0, 1 or unset, got {value!r}", name)
+    return value
 
 
 def missing(name: str) -> NoReturn:
@@ -38,6 +56,30 @@ def find_compiler() -> str | None:
     """The C++ compiler that CMake is told to use: $CXX if set, else the first usual name."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     return next((name for name in names if shutil.which(shlex.split(name)[0])), None)
+
+
+def find_nvcc() -> str | None:
+    """The CUDA compiler: $CUDACXX if set, else that of $CUDA_HOME, else that of PATH."""
+    home = os.environ.get("CUDA_HOME")
+    return shutil.which(os.environ.get("CUDACXX") or (f"{home}/bin/nvcc" if home else "nvcc"))
+
+
+def cuda_archs(nvcc: str) -> list[int]:
+    """The architectures to compile for, ascending; none if this nvcc is too old for clusters."""
+    command = [nvcc, "--list-gpu-arch"]
+    listing = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout
+    known = [int(arch) for arch in re.findall(r"^compute_(\d+)$", listing, re.MULTILINE)]
+    offered = sorted(arch for arch in known if arch >= DEFAULT_ARCHS[0])
+    if 90 not in offered:
+        return []
+    text = os.environ.get(ARCHS, "")
+    if not text:
+        return [arch for arch in DEFAULT_ARCHS if arch in offered]
+    wanted = re.split("[;,]", text)
+    if not set(wanted) <= set(map(str, offered)):
+        some = ";".join(map(str, offered))
+        fail(f"{ARCHS} must be some of {some} (those that {nvcc} compiles for), got {text!r}", CUDA)
+    return sorted(set(map(int, wanted)))
 
 
 def package_dir(name: str) -> Path:
@@ -56,31 +98,69 @@ class CMakeBuild(build_ext):
     """Runs CMake once for all extensions, in a folder that stays: a rebuild is incremental."""
 
     def run(self) -> None:
-        """Builds the extension, or says why not."""
-        switch = os.environ.get(SWITCH, "")
-        if switch not in ("", "0", "1"):
-            fail(f"{SWITCH} must be 0, 1 or unset, got {switch!r}")
+        """Builds the extensions, or says why not."""
+        extension, cuda = read_switch(EXTENSION), read_switch(CUDA)
         compiler = find_compiler()
-        if switch != "0" and compiler:
-            self.build_folder = self.cmake(compiler)
-        elif switch == "1":
-            fail(f"{SWITCH}=1, but there is no C++ compiler ($CXX, c++, g++, clang++)")
+        built = []
+        if extension != "0" and compiler:
+            built = self.cmake(compiler, cuda)
+        elif extension == "1":
+            fail(f"{EXTENSION}=1, but there is no C++ compiler ($CXX, c++, g++, clang++)")
+        elif cuda == "1":
+            fail(f"{CUDA}=1, but the CUDA part is part of the compiled extension", CUDA)
         else:
-            reason = f"{SWITCH}=0" if switch else "no C++ compiler found ($CXX, c++, g++, clang++)"
+            no_compiler = "no C++ compiler found ($CXX, c++, g++, clang++)"
+            reason = f"{EXTENSION}=0" if extension else no_compiler
             print(f"varlen_rnn: {reason}: installing WITHOUT the compiled extension", flush=True)
-            for ext in self.extensions:  # what an earlier build left must not be loaded
+        for ext in self.extensions:  # what an earlier build left must not be loaded
+            if ext.name not in built:
                 Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
-            self.extensions = []
+        self.extensions = [ext for ext in self.extensions if ext.name in built]
         super().run()
 
-    def cmake(self, compiler: str) -> Path:
-        """Configures and builds everything; returns the build folder."""
-        name = re.sub(r"[^\w+]+", "-", f"{sys.implementation.cache_tag} {compiler}")
-        folder = ROOT / "build" / name
+    def cmake(self, compiler: str, cuda: str) -> list[str]:
+        """Configures and builds everything; returns the names of what there is now."""
+        print(f"varlen_rnn: building _C with {compiler}, torch {version('torch')}", flush=True)
+        with_cuda = cuda != "0" and self.configure_cuda(compiler, required=cuda == "1")
+        part = CUDA if with_cuda else EXTENSION
+        if not with_cuda and not self.configure(compiler, "", VARLEN_RNN_CUDA="OFF"):
+            fail("the build could not be configured, see above")
+        if not self.run_cmake(compiler, "--build", self.build_folder):
+            fail("the extension failed to compile, see above", part)
+        return ["varlen_rnn._C", "varlen_rnn._C_cuda"] if with_cuda else ["varlen_rnn._C"]
+
+    def configure_cuda(self, compiler: str, required: bool) -> bool:
+        """Configures with the CUDA part; returns whether that worked, and says it if not."""
+        nvcc = find_nvcc()
+        archs = cuda_archs(nvcc) if nvcc else []
+        if not nvcc:
+            reason = "no nvcc found ($CUDACXX, $CUDA_HOME/bin/nvcc, PATH)"
+        elif not archs:
+            reason = f"{nvcc} does not work or is older than CUDA 12"
+        else:
+            print(f"varlen_rnn: building _C_cuda with {nvcc}", flush=True)
+            definitions = {
+                "VARLEN_RNN_CUDA": "ON",
+                "VARLEN_RNN_CUDA_ARCHS": ";".join(map(str, archs)),
+                "VARLEN_RNN_PYTHON": sys.executable,
+                "CMAKE_CUDA_COMPILER": nvcc,
+            }
+            if self.configure(compiler, nvcc, **definitions):
+                return True
+            reason = f"{nvcc} failed CMake's check, see above"
+        if required:
+            fail(f"{CUDA}=1, but {reason}", CUDA)
+        print(f"varlen_rnn: {reason}: building WITHOUT the CUDA part", flush=True)
+        return False
+
+    def configure(self, compiler: str, nvcc: str, **definitions: str) -> bool:
+        """Configures a folder of its own for each pair of compilers: CMake cannot change them."""
+        name = re.sub(r"[^\w+]+", "-", f"{sys.implementation.cache_tag} {compiler}{nvcc}")
+        self.build_folder = ROOT / "build" / name
         include = sysconfig.get_path("include")
         if not Path(include, "Python.h").exists():
             fail(f"no Python.h in {include}: install Python's headers, for example python3-dev")
-        definitions = {
+        everywhere = {
             "CMAKE_MAKE_PROGRAM": find_tool("ninja", "BIN_DIR"),
             "VARLEN_RNN_TORCH_DIR": package_dir("torch"),
             "VARLEN_RNN_PYBIND11_INCLUDE": package_dir("pybind11") / "include",
@@ -88,16 +168,17 @@ class CMakeBuild(build_ext):
             "VARLEN_RNN_EXT_SUFFIX": sysconfig.get_config_var("EXT_SUFFIX"),
             "VARLEN_RNN_WERROR": os.environ.get("VARLEN_RNN_WERROR", "0"),
         }
-        cmake = find_tool("cmake", "CMAKE_BIN_DIR")
-        configure = [cmake, "-S", ROOT / "csrc", "-B", folder, "-G", "Ninja"]
-        configure += [f"-D{key}={value}" for key, value in definitions.items()]
-        print(f"varlen_rnn: building _C with {compiler}, torch {version('torch')}", flush=True)
-        try:
-            for command in configure, [cmake, "--build", folder]:
-                subprocess.run(command, check=True, env={**os.environ, "CXX": compiler})
-        except subprocess.CalledProcessError:
-            fail("the extension failed to compile, see above")
-        return folder
+        pairs = [f"-D{key}={value}" for key, value in {**everywhere, **definitions}.items()]
+        folders = ["-S", ROOT / "csrc", "-B", self.build_folder]
+        return self.run_cmake(compiler, *folders, "-G", "Ninja", *pairs)
+
+    def run_cmake(self, compiler: str, *arguments: str | Path) -> bool:
+        """Runs CMake with a C++ compiler; returns whether that worked."""
+        command = [find_tool("cmake", "CMAKE_BIN_DIR"), *arguments]
+        return (
+            subprocess.run(command, env={**os.environ, "CXX": compiler}, check=False).returncode
+            == 0
+        )
 
     def build_extension(self, ext: Extension) -> None:
         """Copies what CMake built to where setuptools expects it."""
@@ -110,6 +191,9 @@ class CMakeBuild(build_ext):
 sources = sorted(str(f.relative_to(ROOT)) for f in (ROOT / "csrc").rglob("*") if f.is_file())
 setup(
     # `depends` puts the sources into the source distribution.
-    ext_modules=[Extension("varlen_rnn._C", sources=[], depends=sources)],
+    ext_modules=[
+        Extension("varlen_rnn._C", sources=[], depends=sources),
+        Extension("varlen_rnn._C_cuda", sources=[]),
+    ],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -106,7 +106,7 @@ def _gradients(
     states, weights = tensors[: cell.num_states], tensors[cell.num_states : first]
     arrays, results = tensors[first : first + _NUM_ARRAYS], tensors[first + _NUM_ARRAYS :]
     if _wants_more(d_outputs):
-        layout = Layout(*arrays, ctx.numbers[0])
+        layout = Layout(*(*arrays, ctx.numbers[0]))
         return _differentiable(cell, x, states, weights, layout, d_outputs)
     needs_x, *needs = ctx.needs_input_grad[: 1 + first]
     needs_weights = needs[cell.num_states :]

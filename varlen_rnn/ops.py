@@ -88,7 +88,10 @@ def compiled(x: Tensor) -> bool:
 
 def _allow_tf32(x: Tensor) -> bool:
     """Whether float32 may be multiplied as TF32: torch's switch of ``torch.nn.LSTM`` on CUDA."""
-    return x.is_cuda and torch.backends.cudnn.rnn.fp32_precision != "ieee"
+    if not x.is_cuda:
+        return False
+    switch: Any = torch.backends.cudnn.rnn
+    return bool(switch.fp32_precision == "tf32")
 
 
 def _needs_gradient(*args: Tensor | None) -> bool:

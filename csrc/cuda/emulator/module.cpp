@@ -1,0 +1,89 @@
+// The Python module _emulated, for tests/cuda: importing it registers the ops varlen_rnn_emulated::*,
+// the CUDA ops on the emulated machine; what it holds itself is about that machine.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "cuda/launch.cuh"
+#include "cuda/settings.h"
+#include "cuda/team.h"
+
+namespace py = pybind11;
+
+namespace {
+
+namespace cuda = varlen_rnn::cuda;
+namespace emulator = varlen_rnn::emulator;
+using varlen_rnn::simt::Device;
+
+py::dict counters() {
+  py::dict dict;
+  dict["launches"] = emulator::counters().launches;
+  dict["fibers"] = emulator::counters().fibers;
+  dict["switches"] = emulator::counters().switches;
+  return dict;
+}
+
+auto possible_teams(bool is_lstm, bool is_backward, int64_t hidden_size, int element_size,
+                    int max_cluster_size, int64_t max_shared_bytes) {
+  return cuda::possible_teams({is_lstm, is_backward, hidden_size, element_size},
+                              {max_cluster_size, max_shared_bytes});
+}
+
+// Of each persistent kernel of a pass the tiles of a warp's part, those in registers, and the most
+// warps.
+auto variants(bool is_backward) {
+  std::vector<std::array<int, 3>> all;
+  for (const cuda::Variant& v : cuda::kVariants[is_backward]) {
+    all.push_back({v.tiles, v.resident, v.max_warps});
+  }
+  return all;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_emulated, m) {
+  // module_local: _C_cuda in the same process has types of these names.
+  py::class_<cuda::Settings>(m, "Settings", py::module_local())
+      .def_readwrite("persistent", &cuda::Settings::persistent)
+      .def_readwrite("cluster_size", &cuda::Settings::cluster_size)
+      .def_readwrite("layouts_on_device", &cuda::Settings::layouts_on_device);
+  py::class_<Device>(m, "Device", py::module_local())
+      .def_readwrite("major", &Device::major)
+      .def_readwrite("minor", &Device::minor)
+      .def_readwrite("multiprocessors", &Device::multiprocessors)
+      .def_readwrite("max_shared_bytes", &Device::max_shared_bytes)
+      .def_readwrite("max_cluster_size", &Device::max_cluster_size);
+  py::class_<emulator::Settings>(m, "Machine", py::module_local())
+      .def_readwrite("seed", &emulator::Settings::seed)
+      .def_readwrite("device", &emulator::Settings::device)
+      .def_readwrite("active_clusters", &emulator::Settings::active_clusters);
+  py::class_<cuda::Team>(m, "Team", py::module_local())
+      .def_readonly("cluster_size", &cuda::Team::cluster_size)
+      .def_readonly("units", &cuda::Team::units)
+      .def_readonly("row_groups", &cuda::Team::row_groups)
+      .def_readonly("k_parts", &cuda::Team::k_parts)
+      .def_readonly("tiles", &cuda::Team::tiles)
+      .def_readonly("resident", &cuda::Team::resident)
+      .def_readonly("pitch", &cuda::Team::pitch)
+      .def_readonly("threads", &cuda::Team::threads)
+      .def_readonly("turns", &cuda::Team::turns)
+      .def_readonly("vectors", &cuda::Team::vectors)
+      .def_readonly("sums", &cuda::Team::sums)
+      .def_readonly("state", &cuda::Team::state)
+      .def_readonly("inputs", &cuda::Team::inputs)
+      .def_readonly("weights", &cuda::Team::weights)
+      .def_readonly("input_bytes", &cuda::Team::input_bytes)
+      .def_readonly("shared_bytes", &cuda::Team::shared_bytes);
+
+  m.def("settings", &cuda::settings, py::return_value_policy::reference);
+  m.def("machine", &emulator::settings, py::return_value_policy::reference);
+  m.def("counters", &counters);
+  m.def("possible_teams", &possible_teams, py::kw_only(), py::arg("is_lstm"),
+        py::arg("is_backward"), py::arg("hidden_size"), py::arg("element_size"),
+        py::arg("max_cluster_size"), py::arg("max_shared_bytes"));
+  m.def("variants", &variants, py::kw_only(), py::arg("is_backward"));
+}

@@ -1,0 +1,74 @@
+// A layer's call, checked: what the two paths have in common.
+#pragma once
+
+#include "checks.h"
+#include "cuda/kernels.h"
+#include "cuda/tensors.h"
+#include "op_table.h"
+
+namespace varlen_rnn::cuda {
+
+// The layout on the device. Nothing of it is read here but batch_sizes that lie on the CPU.
+struct LayoutTensors {
+  Tensor batch_sizes, first_token;        // on the device
+  OptionalTensor rows, reverse;           // on the device
+  Tensor initial_row, final_row;          // on the device
+  std::vector<int64_t> host_batch_sizes;  // empty if they are on the device
+  bool exact;                             // whether these are the sizes
+  DeviceLayout layout{};
+
+  LayoutTensors(const char* op, const Tensor& x, int64_t num_directions, const Tensor& batch_sizes,
+                const OptionalTensor& rows, const OptionalTensor& reverse,
+                const Tensor& initial_row, const Tensor& final_row, int64_t num_rows);
+
+  // Segments that step s has, or may have: N tokens are not enough for more.
+  int64_t segments_of(int64_t step) const {
+    if (exact) return host_batch_sizes[static_cast<size_t>(step)];
+    return std::min(layout.num_segments, layout.num_tokens / (step + 1));
+  }
+};
+
+struct Layer {
+  const char* op;
+  bool is_lstm;
+  int64_t num_gates;  // 4 or 3
+  bool allow_tf32;
+  Call call{};
+  CheckedInput input;
+  LayoutTensors layout;
+
+  bool projected() const { return input.weights[0][kWeightHr].has_value(); }
+  const Tensor& weight(int64_t d, int kind) const {
+    return *input.weights[static_cast<size_t>(d)][static_cast<size_t>(kind)];
+  }
+  const OptionalTensor& bias_hh(int64_t d) const {
+    return input.weights[static_cast<size_t>(d)][kBiasHh];
+  }
+};
+
+struct ForwardTensors {
+  Tensor inputs;  // [N, D * gates * H]: W_ih x and the biases, by token
+  OptionalTensor h_0, c_0;
+  Tensor out, h_n;
+  OptionalTensor c_n, gates, cells;
+};
+
+struct BackwardTensors {
+  OptionalTensor d_out, d_h_n, d_c_n, d_cells, h_0, c_0;
+  Tensor out, gates;
+  OptionalTensor cells;
+  Tensor d_gates;  // [N, D * 4 * H]
+  Tensor d_h_0;
+  OptionalTensor d_c_0;
+  std::vector<Tensor> d_projected;  // [N, P] of each direction, if there is a projection
+};
+
+// persistent.cpp: false if this layer has no team on this device; then nothing was done.
+bool run_persistent(const Layer& layer, const ForwardTensors& t, int32_t device, void* stream);
+bool run_persistent(const Layer& layer, const BackwardTensors& t, int32_t device, void* stream);
+
+// generic.cpp
+void run_generic(const Layer& layer, const ForwardTensors& t, void* stream);
+void run_generic(const Layer& layer, const BackwardTensors& t, void* stream);
+
+}  // namespace varlen_rnn::cuda

@@ -1,0 +1,52 @@
+// The Python module _C_cuda: importing it registers the CUDA ops; what it holds itself is about the build.
+#include <cuda_runtime_api.h>
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "cuda/kernels.h"
+#include "cuda/settings.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using varlen_rnn::cuda::Settings;
+
+std::string version_string(int version) {
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+// Starts the driver if nothing else did, but makes no context.
+std::string device() {
+  int current = 0;
+  cudaError_t error = cudaGetDevice(&current);
+  cudaDeviceProp properties;
+  if (error == cudaSuccess) error = cudaGetDeviceProperties(&properties, current);
+  if (error != cudaSuccess) {
+    cudaGetLastError();  // not an error of the next call
+    return std::string("no device (") + cudaGetErrorString(error) + ")";
+  }
+  return std::string(properties.name) + " (sm_" + std::to_string(properties.major) +
+         std::to_string(properties.minor) + ")";
+}
+
+std::string compiled_for() {
+  int runtime = 0;
+  cudaRuntimeGetVersion(&runtime);
+  return VARLEN_RNN_ARCHITECTURES " by nvcc " VARLEN_RNN_NVCC " with runtime " +
+         version_string(runtime);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C_cuda, m) {
+  // module_local: the tests' _emulated has a type of this name.
+  py::class_<Settings>(m, "Settings", py::module_local())
+      .def_readwrite("persistent", &Settings::persistent)
+      .def_readwrite("cluster_size", &Settings::cluster_size);
+  m.def("settings", &varlen_rnn::cuda::settings, py::return_value_policy::reference);
+  m.def("compiled_for", &compiled_for);
+  m.def("device", &device);
+  m.def("runs_on", &varlen_rnn::cuda::runs_on, py::arg("device"));
+}

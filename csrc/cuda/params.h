@@ -1,0 +1,119 @@
+// Plain structs between the CUDA ops and their kernels. Nothing here knows torch or CUDA.
+//
+// The legend is that of ../params.h. A "place" numbers tokens in a direction's own order, a "token"
+// in step order; in the forward direction they are the same. All pointers are device memory. On the
+// device nobody knows N, S and G but through batch_sizes: the numbers here are capacities, what
+// arrays have room for. G_s is the capacity of step s.
+#pragma once
+
+#include <cstdint>
+
+namespace varlen_rnn::cuda {
+
+struct DeviceLayout {
+  int64_t num_rows;            // B
+  int64_t num_flat_rows;       // R
+  int64_t num_tokens;          // N, capacity
+  int64_t num_steps;           // S, capacity
+  int64_t num_segments;        // G, capacity
+  const int64_t* batch_sizes;  // [S]  non-increasing, zeros at the end where there are fewer steps
+  const int64_t* first_token;  // [S]  sum of the batch_sizes before each step
+  const int64_t* rows;         // [N]  token -> row of the flat tensor, null for the identity
+  const int64_t* reverse;      // [N]  place of the reverse direction -> token, or null
+  const int64_t* initial_row;  // [G]  row of h_0, c_0, or -1 for zeros
+  const int64_t* final_row;    // [G]  row of h_n, c_n, or -1 for none
+};
+
+// What a slot does in a step of its team.
+struct Turn {
+  static constexpr int32_t kContinues = -2;  // in the middle of a segment
+  static constexpr int32_t kNowhere = -1;    // starts from zeros, or ends where no row wants it
+
+  int32_t place;   // -1: the slot is idle
+  int32_t token;   // whose input it takes
+  int32_t row;     // of out and d_out
+  int32_t starts;  // row of h_0, c_0 if this is a segment's first token, or kNowhere; or kContinues
+  int32_t ends;    // row of h_n, c_n if it is the last one, or kNowhere; or kContinues
+  int32_t unused[3];
+};
+
+// Sequences that a team works on side by side: the n of a matrix instruction.
+constexpr int kSlots = 8;
+
+// Which slot takes which segment: longest first, dealt out to and fro.
+struct Plan {
+  DeviceLayout layout;
+  int num_directions;    // D
+  int num_teams;         // of each direction
+  int capacity;          // steps that a team may have at most
+  int32_t* chain_start;  // [G]                          scratch: a segment's first step in its slot
+  int32_t* load;         // [num_teams * kSlots]         scratch: steps of each slot
+  int32_t* num_steps;    // [num_teams]                  out
+  Turn* turns;           // [D, num_teams, capacity, kSlots]  out, of each team's steps
+};
+
+// How the blocks of a cluster share the work; made by team.h.
+struct Team {
+  int cluster_size;  // blocks
+  int units;         // of the H hidden units that each block owns, a multiple of 8
+  int row_groups;    // 32 rows of the block's matrix each
+  int k_parts;       // warps that share a row, each with its part of the columns
+  int tiles;         // columns of a warp's part, in tiles of 32 bytes
+  int resident;      // tiles of a part that are kept in registers, the others in shared memory
+  int pitch;         // words from one slot's vector to the next
+  int threads;       // 32 * row_groups * k_parts
+  // Offsets in shared memory, in bytes.
+  int turns, vectors, sums, state, inputs, weights;
+  int input_bytes;   // of one step's inputs
+  int shared_bytes;  // in all
+};
+
+struct PersistentForward {
+  Team team;
+  int num_directions;        // D
+  int num_teams;             // of each direction
+  int capacity;              // as in Plan
+  int64_t num_rows;          // B
+  int64_t num_tokens;        // N, capacity
+  int64_t hidden_size;       // H, a multiple of 8
+  const int32_t* num_steps;  // [num_teams]
+  const Turn* turns;         // [D, num_teams, capacity, kSlots]
+  const void* inputs;        // [N, D * gates * H]  in, storage: W_ih x and the biases, by token
+  const void* weight_hh[2];  // [gates * H, H]      in, storage
+  const void* bias_hn[2];    // [H]                 in, storage, or null: GRU's b_hh of the gate n
+  const void* h_0;           // [D, B, H]           in, storage, or null for zeros
+  const void* c_0;           // [D, B, H]           in, storage, or null for zeros
+  void* out;                 // [R, D * H]          out, storage
+  void* h_n;                 // [D, B, H]           out, storage
+  void* c_n;                 // [D, B, H]           out, storage (null for GRU)
+  float* gates;              // [D, N, 4 * H]       out, or null for inference
+  float* cells;              // [D, N, H]           out, or null
+};
+
+struct PersistentBackward {
+  Team team;
+  int num_directions;        // D
+  int num_teams;             // of each direction
+  int capacity;              // as in Plan
+  int64_t num_rows;          // B
+  int64_t num_tokens;        // N, capacity
+  int64_t hidden_size;       // H, a multiple of 8
+  const int32_t* num_steps;  // [num_teams]
+  const Turn* turns;         // [D, num_teams, capacity, kSlots]
+  const void* weight_hh[2];  // [gates * H, H]      in, storage
+  const void* d_out;         // [R, D * H]          in, storage, or null for zeros
+  const void* d_h_n;         // [D, B, H]           in, storage, or null for zeros
+  const void* d_c_n;         // [D, B, H]           in, storage, or null for zeros
+  const float* d_cells;      // [D, N, H]           in, or null for zeros
+  const void* h_0;           // [D, B, H]           in, storage, or null for zeros (GRU)
+  const void* c_0;           // [D, B, H]           in, storage, or null for zeros (LSTM)
+  const void* out;           // [R, D * H]          in, storage (GRU)
+  const float* gates;        // [D, N, 4 * H]       in
+  const float* cells;        // [D, N, H]           in (LSTM)
+  void* d_gates;  // [N, D * 4 * H]      out, storage, by token: LSTM i, f, g, o; GRU n, r,
+                  //                     z and then n once more, of W_hn h + b_hn
+  void* d_h_0;    // [D, B, H]           out, storage; rows that a segment starts from
+  void* d_c_0;    // [D, B, H]           out, storage; the same (null for GRU)
+};
+
+}  // namespace varlen_rnn::cuda

@@ -1,0 +1,203 @@
+// The persistent path: which team a layer gets, the plan, and one launch for both directions.
+#include <map>
+#include <mutex>
+#include <tuple>
+
+#include "cuda/layer.h"
+#include "cuda/settings.h"
+
+namespace varlen_rnn::cuda {
+
+Settings& settings() {
+  static Settings all;
+  return all;
+}
+
+#if VARLEN_RNN_PERSISTENT
+
+namespace {
+
+struct Choice {
+  Team team;
+  const PersistentKernel* kernel;  // null if there is none
+  int active_clusters;
+};
+
+const PersistentKernel* kernels_of(bool is_lstm, Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kBFloat16:
+      return is_lstm ? persistent_lstm_bf16() : persistent_gru_bf16();
+    case Dtype::kFloat16:
+      return is_lstm ? persistent_lstm_f16() : persistent_gru_f16();
+    case Dtype::kFloat32:
+      return is_lstm ? persistent_lstm_tf32() : persistent_gru_tf32();
+    default:
+      return nullptr;
+  }
+}
+
+simt::Launch launch_of(const Team& team, int teams, void* stream) {
+  return {static_cast<unsigned>(teams * team.cluster_size), static_cast<unsigned>(team.threads),
+          static_cast<size_t>(team.shared_bytes), static_cast<unsigned>(team.cluster_size), stream};
+}
+
+Choice choose(const Problem& problem, Dtype dtype, int32_t device) {
+  const simt::Device properties = device_properties(device);
+  if (properties.major < 9) return {};
+  const Limits limits{properties.max_cluster_size,
+                      static_cast<int64_t>(properties.max_shared_bytes)};
+  const PersistentKernel* kernels = kernels_of(problem.is_lstm, dtype);
+  const int wanted = settings().cluster_size;
+  for (const Team& team : possible_teams(problem, limits)) {
+    if (wanted != 0 && team.cluster_size != wanted) continue;
+    const Variant* variant = kVariants[problem.is_backward];
+    while (variant->tiles != team.tiles || variant->resident != team.resident) ++variant;
+    const PersistentKernel& kernel = kernels[variant - kVariants[problem.is_backward]];
+    const simt::Launch launch = launch_of(team, 1, nullptr);
+    const int active =
+        problem.is_backward ? kernel.backward_clusters(launch) : kernel.forward_clusters(launch);
+    if (active > 0) return {team, &kernel, active};
+  }
+  return {};
+}
+
+Choice choice_of(const Layer& layer, bool is_backward, int32_t device) {
+  const Dtype dtype = layer.call.dtype;
+  const bool fits = dtype == Dtype::kBFloat16 || dtype == Dtype::kFloat16 ||
+                    (dtype == Dtype::kFloat32 && layer.allow_tf32);
+  const DeviceLayout& l = layer.layout.layout;
+  const bool counts = l.num_tokens < INT32_MAX && l.num_flat_rows < INT32_MAX;  // turns are int32
+  if (!settings().persistent || !fits || !counts || layer.projected()) return {};
+  const Problem problem{layer.is_lstm, is_backward, layer.call.hidden_size,
+                        dtype == Dtype::kFloat32 ? 4 : 2};
+  using Key = std::tuple<int32_t, Dtype, bool, bool, int64_t, int, int>;
+#ifdef VARLEN_RNN_EMULATE  // whose device changes
+  return choose(problem, dtype, device);
+#endif
+  static std::mutex mutex;
+  static std::map<Key, Choice> choices;
+  const Key key{device,
+                dtype,
+                layer.is_lstm,
+                is_backward,
+                problem.hidden_size,
+                settings().cluster_size,
+                problem.element_size};
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto known = choices.find(key);
+  if (known != choices.end()) return known->second;
+  return choices[key] = choose(problem, dtype, device);
+}
+
+// The plan's arrays, and teams for each direction: as many as the device holds at a time, and no more
+// than there are segments.
+struct PlanTensors {
+  Plan plan{};
+  Tensor chain_start, load, num_steps, turns;
+
+  PlanTensors(const Layer& layer, const Choice& choice, void* stream)
+      : chain_start(ints(layer, layer.layout.layout.num_segments)),
+        load(chain_start),
+        num_steps(chain_start),
+        turns(chain_start) {
+    const DeviceLayout& l = layer.layout.layout;
+    const int64_t D = layer.call.num_directions;
+    const int64_t teams =
+        std::max<int64_t>(1, std::min<int64_t>(choice.active_clusters / D, l.num_segments));
+    const int64_t capacity = ceil_div(l.num_tokens, teams * kSlots) + l.num_steps;
+    load = ints(layer, teams * kSlots);
+    num_steps = ints(layer, teams);
+    turns = ints(layer, D * teams * capacity * kSlots * static_cast<int64_t>(sizeof(Turn)) / 4);
+    plan.layout = l;
+    plan.num_directions = static_cast<int>(D);
+    plan.num_teams = static_cast<int>(teams);
+    plan.capacity = static_cast<int>(capacity);
+    plan.chain_start = static_cast<int32_t*>(device_pointer(chain_start));
+    plan.load = static_cast<int32_t*>(device_pointer(load));
+    plan.num_steps = static_cast<int32_t*>(device_pointer(num_steps));
+    plan.turns = static_cast<Turn*>(device_pointer(turns));
+    make_plan(plan, stream);
+  }
+
+  static Tensor ints(const Layer& layer, int64_t count) {
+    return torch::stable::new_empty(layer.input.x, {count}, ScalarType::Int);
+  }
+};
+
+template <class Params>
+Params common(const Layer& layer, const Choice& choice, const PlanTensors& plan) {
+  Params p{};
+  p.team = choice.team;
+  p.num_directions = plan.plan.num_directions;
+  p.num_teams = plan.plan.num_teams;
+  p.capacity = plan.plan.capacity;
+  p.num_rows = layer.layout.layout.num_rows;
+  p.num_tokens = layer.layout.layout.num_tokens;
+  p.hidden_size = layer.call.hidden_size;
+  p.num_steps = plan.plan.num_steps;
+  p.turns = plan.plan.turns;
+  for (int64_t d = 0; d < layer.call.num_directions; ++d) {
+    p.weight_hh[d] = device_pointer(layer.weight(d, kWeightHh));
+  }
+  return p;
+}
+
+}  // namespace
+
+bool run_persistent(const Layer& layer, const ForwardTensors& t, int32_t device, void* stream) {
+  const Choice choice = choice_of(layer, /*is_backward=*/false, device);
+  if (choice.kernel == nullptr) return false;
+  const PlanTensors plan(layer, choice, stream);
+  auto p = common<PersistentForward>(layer, choice, plan);
+  const OptionalTensor h_0 = aligned(t.h_0), c_0 = aligned(t.c_0);
+  const Tensor inputs = aligned(t.inputs);
+  const int64_t H = layer.call.hidden_size;
+  for (int64_t d = 0; d < layer.call.num_directions && !layer.is_lstm; ++d) {
+    const OptionalTensor& bias = layer.bias_hh(d);
+    if (bias.has_value()) p.bias_hn[d] = advance(device_pointer(*bias), 2 * H, *bias);
+  }
+  p.inputs = device_pointer(inputs);
+  p.h_0 = device_pointer(h_0);
+  p.c_0 = device_pointer(c_0);
+  p.out = device_pointer(t.out);
+  p.h_n = device_pointer(t.h_n);
+  p.c_n = device_pointer(t.c_n);
+  p.gates = static_cast<float*>(device_pointer(t.gates));
+  p.cells = static_cast<float*>(device_pointer(t.cells));
+  choice.kernel->forward(launch_of(choice.team, p.num_teams * p.num_directions, stream), p);
+  return true;
+}
+
+bool run_persistent(const Layer& layer, const BackwardTensors& t, int32_t device, void* stream) {
+  const Choice choice = choice_of(layer, /*is_backward=*/true, device);
+  if (choice.kernel == nullptr) return false;
+  const PlanTensors plan(layer, choice, stream);
+  auto p = common<PersistentBackward>(layer, choice, plan);
+  const OptionalTensor d_out = aligned(t.d_out), d_h_n = aligned(t.d_h_n);
+  const OptionalTensor d_c_n = aligned(t.d_c_n), d_cells = aligned(t.d_cells);
+  const OptionalTensor h_0 = aligned(t.h_0), c_0 = aligned(t.c_0), cells = aligned(t.cells);
+  const Tensor out = aligned(t.out), gates = aligned(t.gates);
+  p.d_out = device_pointer(d_out);
+  p.d_h_n = device_pointer(d_h_n);
+  p.d_c_n = device_pointer(d_c_n);
+  p.d_cells = static_cast<const float*>(device_pointer(d_cells));
+  p.h_0 = device_pointer(h_0);
+  p.c_0 = device_pointer(c_0);
+  p.out = device_pointer(out);
+  p.gates = static_cast<const float*>(device_pointer(gates));
+  p.cells = static_cast<const float*>(device_pointer(cells));
+  p.d_gates = device_pointer(t.d_gates);
+  p.d_h_0 = device_pointer(t.d_h_0);
+  p.d_c_0 = device_pointer(t.d_c_0);
+  choice.kernel->backward(launch_of(choice.team, p.num_teams * p.num_directions, stream), p);
+  return true;
+}
+
+#else  // no architecture of this build has clusters
+
+bool run_persistent(const Layer&, const ForwardTensors&, int32_t, void*) { return false; }
+bool run_persistent(const Layer&, const BackwardTensors&, int32_t, void*) { return false; }
+
+#endif
+
+}  // namespace varlen_rnn::cuda

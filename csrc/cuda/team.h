@@ -1,0 +1,126 @@
+// Which team a layer gets: how many blocks share W_hh, and where each of them keeps its part.
+//
+// A block owns some hidden units: in the forward pass the rows of W_hh that make their gates, in the
+// backward pass the columns that make their gradients. Rows go in groups of 32 to warps; the columns
+// of a row are split into k_parts of `tiles` tiles, a split that depends on the cell, H and the
+// dtype alone: sums are the same to the bit whatever the cluster's size is.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "cuda/params.h"
+
+namespace varlen_rnn::cuda {
+
+// A compiled kernel: how it keeps a warp's part of the weights, and how many warps' registers fit.
+struct Variant {
+  int tiles, resident, max_warps;
+};
+
+// Of the forward and of the backward pass. A tile is 8 registers of every lane; 8 warps have 255 of
+// them, 12 have 168, 16 have 128, and the backward pass needs some more for itself. (Of 8 tiles it
+// never has more than one warp.)
+constexpr int kNumVariants = 8;
+constexpr Variant kVariants[2][kNumVariants] = {{{4, 4, 16},
+                                                 {8, 8, 16},
+                                                 {12, 11, 12},
+                                                 {12, 6, 16},
+                                                 {16, 16, 8},
+                                                 {16, 11, 12},
+                                                 {16, 6, 16},
+                                                 {24, 11, 12}},
+                                                {{4, 4, 16},
+                                                 {8, 8, 8},
+                                                 {12, 8, 12},
+                                                 {12, 6, 16},
+                                                 {16, 12, 8},
+                                                 {16, 8, 12},
+                                                 {16, 6, 16},
+                                                 {24, 8, 12}}};
+
+constexpr int kTurnRing = 8;    // turns of this many steps are kept, a power of two
+constexpr int kTurnsAhead = 5;  // steps between the load of turns and their use
+constexpr int kInputRing = 3;   // inputs of this many steps are kept
+constexpr int kInputsAhead = 2;
+
+struct Problem {
+  bool is_lstm, is_backward;
+  int64_t hidden_size;
+  int element_size;  // bytes: 2, or 4 for TF32
+};
+
+struct Limits {
+  int max_cluster_size;
+  int64_t max_shared_bytes;
+};
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The split of the columns: tiles of a part, and parts. Parts have at most 16 tiles, the registers of
+// 8 warps, unless 24 save a whole part.
+inline void split_columns(const Problem& p, int& tiles, int& k_parts) {
+  const int64_t gates = p.is_lstm ? 4 : 3;
+  const int64_t columns = p.hidden_size * (p.is_backward ? gates : 1);
+  const int64_t total = ceil_div(columns * p.element_size, 32);
+  k_parts = static_cast<int>(total > 32 && total <= 48 ? 2 : ceil_div(total, 16));
+  tiles = static_cast<int>(ceil_div(ceil_div(total, k_parts), 4) * 4);
+  if (tiles == 20) tiles = 24;
+}
+
+// Every team that fits the device, best first: those with most weights in registers (all but 4 tiles
+// at least), and of these and the others the small clusters.
+inline std::vector<Team> possible_teams(const Problem& p, const Limits& limits) {
+  std::vector<Team> teams;
+  const int64_t H = p.hidden_size, gates = p.is_lstm ? 4 : 3;
+  if (H % 8 != 0) return teams;  // rows must be made of 16-byte pieces
+  int tiles, k_parts;
+  split_columns(p, tiles, k_parts);
+  for (int cluster_size = 1; cluster_size <= limits.max_cluster_size; cluster_size *= 2) {
+    const int64_t units = ceil_div(ceil_div(H, cluster_size), 8) * 8;
+    if ((cluster_size - 1) * units >= H)
+      continue;  // a block that owns nothing would wait for nobody
+    const int64_t rows = p.is_backward ? units : gates * units;
+    const int64_t row_groups = ceil_div(rows, 32), warps = row_groups * k_parts;
+    for (const Variant& variant : kVariants[p.is_backward]) {
+      if (variant.tiles != tiles || warps > variant.max_warps) continue;
+      Team t{};
+      t.cluster_size = cluster_size;
+      t.units = static_cast<int>(units);
+      t.row_groups = static_cast<int>(row_groups);
+      t.k_parts = k_parts;
+      t.tiles = tiles;
+      t.resident = variant.resident;
+      // 4 words more than a multiple of 32: the rows of a fragment lie in different banks.
+      t.pitch = k_parts * tiles * 8 + 4;
+      t.threads = static_cast<int>(32 * warps);
+      // Of a unit and slot: forward W_ih x of the gates; backward the saved gates, two cell states or
+      // one output, the output's gradient, and the gradient of the cell state.
+      const int64_t bytes_of_unit = p.is_backward
+                                        ? (p.is_lstm ? 28 : 16 + p.element_size) + p.element_size
+                                        : gates * p.element_size;
+      int64_t offset = 64;  // two mbarriers
+      const auto place = [&](int64_t bytes) {
+        const int64_t at = offset;
+        offset += ceil_div(bytes, 128) * 128;
+        return static_cast<int>(at);
+      };
+      t.turns = place(kTurnRing * kSlots * static_cast<int64_t>(sizeof(Turn)));
+      t.vectors = place(2 * kSlots * t.pitch * 4);
+      t.sums = place(k_parts * kSlots * (32 * row_groups + 4) * 4);
+      t.state = place(kSlots * units * 4 + units * 4);
+      t.input_bytes = static_cast<int>(kSlots * units * bytes_of_unit);
+      t.inputs = place(kInputRing * int64_t{t.input_bytes});
+      t.weights = place(warps * (tiles - variant.resident) * 2 * 512);
+      t.shared_bytes = static_cast<int>(offset);
+      if (offset <= limits.max_shared_bytes) teams.push_back(t);
+    }
+  }
+  std::stable_sort(teams.begin(), teams.end(), [](const Team& a, const Team& b) {
+    const bool a_streams = a.tiles - a.resident > 4, b_streams = b.tiles - b.resident > 4;
+    return a_streams != b_streams ? b_streams : a.cluster_size < b.cluster_size;
+  });
+  return teams;
+}
+
+}  // namespace varlen_rnn::cuda

@@ -1,0 +1,123 @@
+// Torch's side of the CUDA ops: pointers, the stream, and the few operators of torch's that they use.
+// Each helper names the ATen schema it stands for.
+#pragma once
+
+#include <torch/csrc/stable/accelerator.h>
+
+#include <array>
+#include <cstdint>
+
+#include "torch_stable.h"
+
+#ifdef VARLEN_RNN_EMULATE
+#include "cuda/emulator/memory.h"
+#endif
+
+namespace varlen_rnn::cuda {
+
+// Where kernels read and write. The emulator learns what memory they may touch.
+inline void* device_pointer(const Tensor& tensor) {
+  void* data = tensor.mutable_data_ptr();
+#ifdef VARLEN_RNN_EMULATE
+  size_t elements = tensor.numel() == 0 ? 0 : 1;  // a view's memory ends with its last element
+  for (int64_t d = 0; elements > 0 && d < tensor.dim(); ++d) {
+    elements += static_cast<size_t>((tensor.size(d) - 1) * tensor.stride(d));
+  }
+  emulator::register_memory(data, elements * tensor.element_size());
+#endif
+  return data;
+}
+inline void* device_pointer(const OptionalTensor& tensor) {
+  return tensor.has_value() ? device_pointer(*tensor) : nullptr;
+}
+
+// A tensor's data some elements further on; null stays null.
+inline const void* advance(const void* data, int64_t elements, const Tensor& like) {
+  if (data == nullptr) return nullptr;
+  return static_cast<const char*>(data) + elements * static_cast<int64_t>(like.element_size());
+}
+inline void* advance(void* data, int64_t elements, const Tensor& like) {
+  return const_cast<void*>(advance(static_cast<const void*>(data), elements, like));
+}
+
+// Contiguous, and aligned as vector loads want it.
+inline Tensor aligned(const Tensor& tensor) {
+  const Tensor t = dense(tensor);
+  return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0 ? t : torch::stable::clone(t);
+}
+inline OptionalTensor aligned(const OptionalTensor& tensor) {
+  return tensor.has_value() ? OptionalTensor(aligned(*tensor)) : tensor;
+}
+
+template <size_t n>
+Tensor call(const char* op, const char* overload, std::array<StableIValue, n> stack) {
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor
+inline Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
+  using torch::stable::detail::from;
+  return call<3>("aten::linear", "", {from(input), from(weight), from(bias)});
+}
+// mm(Tensor self, Tensor mat2) -> Tensor
+inline Tensor mm(const Tensor& a, const Tensor& b) {
+  using torch::stable::detail::from;
+  return call<2>("aten::mm", "", {from(a), from(b)});
+}
+// mm.out(Tensor self, Tensor mat2, *, Tensor(a!) out) -> Tensor(a!)
+inline void mm_out(const Tensor& a, const Tensor& b, const Tensor& out) {
+  using torch::stable::detail::from;
+  call<3>("aten::mm", "out", {from(a), from(b), from(out)});
+}
+// cumsum(Tensor self, int dim, *, ScalarType? dtype=None) -> Tensor
+inline Tensor cumsum(const Tensor& t) {
+  using torch::stable::detail::from;
+  return call<3>("aten::cumsum", "",
+                 {from(t), from(int64_t{0}), from(std::optional<ScalarType>())});
+}
+// Tensor.t()
+inline Tensor transposed(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
+// Tensor[first : first + size] of a dimension
+inline Tensor slice(Tensor t, int64_t dim, int64_t first, int64_t size) {
+  return torch::stable::narrow(t, dim, first, size);
+}
+// Tensor.sum(0)
+inline Tensor column_sums(const Tensor& matrix) {
+  const std::array<int64_t, 1> dims = {0};
+  return torch::stable::sum(matrix, torch::headeronly::IntHeaderOnlyArrayRef(dims.data(), 1));
+}
+// torch.cat of two matrices' rows, or the only one
+inline Tensor stack_rows(const std::vector<Tensor>& parts) {
+  if (parts.size() == 1) return parts[0];
+  int64_t rows = 0;
+  for (const Tensor& part : parts) rows += part.size(0);
+  const Tensor all = torch::stable::new_empty(parts[0], {rows, parts[0].size(1)});
+  int64_t first = 0;
+  for (const Tensor& part : parts) {
+    Tensor to = slice(all, 0, first, part.size(0));
+    torch::stable::copy_(to, part);
+    first += part.size(0);
+  }
+  return all;
+}
+
+// torch.cuda.current_stream(device).cuda_stream
+void* current_stream(int32_t device);
+
+// torch.cuda.device(device), for torch and for this library's CUDA runtime.
+class OnDevice {
+ public:
+  explicit OnDevice(int32_t device);
+
+  void* stream() const { return stream_; }
+
+ private:
+#ifndef VARLEN_RNN_EMULATE
+  torch::stable::accelerator::DeviceGuard guard_;
+#endif
+  void* stream_;
+};
+
+}  // namespace varlen_rnn::cuda

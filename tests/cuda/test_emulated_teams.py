@@ -1,0 +1,106 @@
+"""Which team a layer gets: what csrc/cuda/team.h promises of every team it offers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from emulated import DESKTOP, HOPPER, _emulated
+from helpers import CELLS
+
+MAX_WARPS = {
+    (is_backward, tiles, resident): warps
+    for is_backward in (False, True)
+    for tiles, resident, warps in _emulated.variants(is_backward=is_backward)
+}
+# Of cell, bytes of a value, and machine: the largest multiples of 64 such that they and all smaller
+# ones have a team, forward and backward.
+LARGEST = {
+    ("lstm", 2, HOPPER): (512, 384),
+    ("lstm", 4, HOPPER): (384, 256),
+    ("lstm", 2, DESKTOP): (384, 256),
+    ("lstm", 4, DESKTOP): (256, 128),
+    ("gru", 2, HOPPER): (512, 512),
+    ("gru", 4, HOPPER): (384, 256),
+    ("gru", 2, DESKTOP): (384, 320),
+    ("gru", 4, DESKTOP): (256, 192),
+}
+
+
+def teams(cell: str, is_backward: bool, size: int, hidden: int, limits: tuple[int, int]) -> Any:
+    return _emulated.possible_teams(
+        is_lstm=cell == "lstm",
+        is_backward=is_backward,
+        hidden_size=hidden,
+        element_size=size,
+        max_shared_bytes=limits[0],
+        max_cluster_size=limits[1],
+    )
+
+
+def pieces(team: Any, num_gates: int, is_backward: bool, size: int) -> list[tuple[int, int]]:
+    """Of each array in shared memory the offset and the bytes that the kernels use."""
+    slots, warps = 8, team.threads // 32
+    of_input = num_gates * size
+    if is_backward:  # gates, and two cells and the cells' gradient or one output; and d_out
+        of_input = 4 * 4 + (3 * 4 if num_gates == 4 else size) + size
+    of_inputs = slots * team.units * of_input
+    assert team.input_bytes == of_inputs
+    return [
+        (0, 2 * 8),
+        (team.turns, 8 * slots * 32),
+        (team.vectors, 2 * slots * team.pitch * 4),
+        (team.sums, team.k_parts * slots * (32 * team.row_groups + 4) * 4),
+        (team.state, (slots + 1) * team.units * 4),
+        (team.inputs, 3 * of_inputs),
+        (team.weights, warps * (team.tiles - team.resident) * 2 * 512),
+    ]
+
+
+@pytest.mark.parametrize("is_backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("layer", LARGEST, ids=str)
+def test_every_team_fits(layer: tuple[str, int, tuple[int, int]], is_backward: bool) -> None:
+    cell, size, limits = layer
+    num_gates = 4 if cell == "lstm" else 3
+    for hidden in range(8, 1025, 8):
+        found = teams(cell, is_backward, size, hidden, limits)
+        assert len({(team.tiles, team.k_parts) for team in found}) <= 1  # the order of the sums
+        columns = hidden * (num_gates if is_backward else 1)
+        for team in found:
+            assert team.cluster_size in (1, 2, 4, 8, 16)
+            assert team.cluster_size <= limits[1]
+            assert team.units % 8 == 0
+            # Every unit has its block, and every block a unit.
+            assert (team.cluster_size - 1) * team.units < hidden <= team.cluster_size * team.units
+            rows = team.units if is_backward else num_gates * team.units
+            assert rows <= 32 * team.row_groups < rows + 32
+            assert team.k_parts * team.tiles * 32 >= columns * size
+            assert team.threads == 32 * team.row_groups * team.k_parts
+            assert team.threads <= 32 * MAX_WARPS[is_backward, team.tiles, team.resident]
+            # A row of vectors, and rows of a fragment in different banks.
+            assert team.pitch >= team.k_parts * team.tiles * 8
+            assert team.pitch % 32 == 4
+            end = 0
+            for offset, count in pieces(team, num_gates, is_backward, size):
+                assert offset % 16 == 0
+                assert offset >= end
+                end = offset + count
+            assert end <= team.shared_bytes <= limits[0]
+
+
+@pytest.mark.parametrize("layer", LARGEST, ids=str)
+def test_every_multiple_of_64_up_to_the_largest_has_a_team(
+    layer: tuple[str, int, tuple[int, int]],
+) -> None:
+    cell, size, limits = layer
+    for is_backward, largest in zip((False, True), LARGEST[layer], strict=True):
+        for hidden in range(64, largest + 64, 64):
+            assert teams(cell, is_backward, size, hidden, limits)
+        assert not teams(cell, is_backward, size, largest + 64, limits)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_size_that_is_no_multiple_of_8_has_no_team(cell: str) -> None:
+    for hidden in (1, 4, 12, 129, 1023):
+        for is_backward in (False, True):
+            assert not teams(cell, is_backward, 2, hidden, HOPPER)

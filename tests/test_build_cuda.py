@@ -1,0 +1,309 @@
+"""The build of the CUDA part: its switches, its binary, how it is loaded, and the compile gate."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import HAS_EXTENSION, child_environment
+
+import varlen_rnn
+from varlen_rnn import _extension
+
+pytestmark = pytest.mark.skipif(not HAS_EXTENSION, reason="there is no compiled extension")
+needs_cuda_part = pytest.mark.skipif(
+    _extension.CUDA_UNAVAILABLE is not None, reason=f"CUDA part: {_extension.CUDA_UNAVAILABLE}"
+)
+ROOT = Path(__file__).parents[1]
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+
+# In place of csrc/: "compiles" both modules at once, and notes for which architectures.
+PRETEND_BUILD = """
+cmake_minimum_required(VERSION 3.24)
+project(pretend LANGUAGES NONE)
+file(WRITE ${CMAKE_BINARY_DIR}/_C${VARLEN_RNN_EXT_SUFFIX} "")
+if(VARLEN_RNN_CUDA)
+  execute_process(COMMAND ${CMAKE_CUDA_COMPILER} kernel.cu COMMAND_ERROR_IS_FATAL ANY)
+  file(WRITE ${CMAKE_BINARY_DIR}/_C_cuda${VARLEN_RNN_EXT_SUFFIX} "${VARLEN_RNN_CUDA_ARCHS}")
+endif()
+"""
+PRETEND_NVCC = """#!/bin/sh
+test "$1" = --list-gpu-arch || exit {status}
+printf 'compute_%s\\n' {archs}
+"""
+
+
+class Project:
+    """A copy of setup.py beside sources that take no time to compile."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        shutil.copy(ROOT / "setup.py", folder)
+        for name in ("csrc", "varlen_rnn"):
+            (folder / name).mkdir()
+        (folder / "csrc" / "CMakeLists.txt").write_text(PRETEND_BUILD)
+        self.module = folder / "varlen_rnn" / f"_C{SUFFIX}"
+        self.cuda_module = folder / "varlen_rnn" / f"_C_cuda{SUFFIX}"
+
+    def nvcc(self, archs: str = "50 75 80 86 90 103", status: int = 0) -> str:
+        path = self.folder / "nvcc"
+        path.write_text(PRETEND_NVCC.format(archs=archs, status=status))
+        path.chmod(0o755)
+        return str(path)
+
+    def build(self, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "setup.py", "build_ext", "--inplace"],
+            env=child_environment(CXX="sh", **environment),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    for package in ("cmake", "ninja", "pybind11"):
+        pytest.importorskip(package)
+    return Project(tmp_path)
+
+
+@pytest.mark.parametrize("cuda", ["", "1"])
+def test_where_nvcc_works_the_cuda_part_is_built_for_what_nvcc_knows(
+    project: Project, cuda: str
+) -> None:
+    result = project.build(CUDACXX=project.nvcc(), VARLEN_RNN_CUDA=cuda)
+    assert result.returncode == 0, result.stderr
+    assert project.module.exists()
+    assert project.cuda_module.read_text() == "75;80;86;90"
+
+
+@pytest.mark.parametrize(
+    ("text", "archs"), [("80", "80"), ("103;80", "80;103"), ("90,86,90", "86;90")]
+)
+def test_the_architectures_can_be_chosen(project: Project, text: str, archs: str) -> None:
+    result = project.build(CUDACXX=project.nvcc(), VARLEN_RNN_CUDA_ARCHS=text)
+    assert result.returncode == 0, result.stderr
+    assert project.cuda_module.read_text() == archs
+
+
+def test_nvcc_is_found_below_cuda_home(project: Project) -> None:
+    (project.folder / "bin").mkdir()
+    shutil.move(project.nvcc(), project.folder / "bin" / "nvcc")
+    result = project.build(CUDACXX="", CUDA_HOME=str(project.folder))
+    assert result.returncode == 0, result.stderr
+    assert project.cuda_module.read_text() == "75;80;86;90"
+
+
+def without_cuda(project: Project, case: str) -> dict[str, str]:
+    """The environment of one way to have no CUDA part."""
+    if case == "failing":
+        return {"CUDACXX": project.nvcc(status=1)}
+    if case == "old":
+        return {"CUDACXX": project.nvcc(archs="75 80 86")}
+    if case == "switched-off":
+        return {"CUDACXX": project.nvcc(), "VARLEN_RNN_CUDA": "0"}
+    return {"CUDACXX": str(project.folder / "nowhere" / "nvcc")}
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("missing", "no nvcc found"),
+        ("failing", "nvcc failed CMake's check"),
+        ("old", "does not work or is older than CUDA 12"),
+        ("switched-off", ""),
+    ],
+)
+def test_without_a_cuda_part_the_rest_is_built_and_nothing_old_is_left(
+    project: Project, case: str, said: str
+) -> None:
+    assert project.build(CUDACXX=project.nvcc()).returncode == 0
+    assert project.cuda_module.exists()
+    result = project.build(**without_cuda(project, case))
+    assert result.returncode == 0, result.stderr
+    assert project.module.exists()
+    assert not project.cuda_module.exists()
+    lines = [line for line in result.stdout.splitlines() if "WITHOUT the CUDA part" in line]
+    assert len(lines) == (1 if said else 0)
+    assert all(said in line for line in lines)
+
+
+@pytest.mark.parametrize("case", ["missing", "failing", "old"])
+def test_the_cuda_part_can_be_demanded(project: Project, case: str) -> None:
+    result = project.build(**without_cuda(project, case), VARLEN_RNN_CUDA="1")
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("varlen_rnn: VARLEN_RNN_CUDA=1, but ")
+    assert "nvcc" in last
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("VARLEN_RNN_CUDA", "2"),
+        ("VARLEN_RNN_CUDA", "on"),
+        ("VARLEN_RNN_CUDA_ARCHS", "70"),
+        ("VARLEN_RNN_CUDA_ARCHS", "50;80"),
+        ("VARLEN_RNN_CUDA_ARCHS", "90+PTX"),
+        ("VARLEN_RNN_CUDA_ARCHS", "sm_90"),
+        ("VARLEN_RNN_CUDA_ARCHS", "80;"),
+    ],
+)
+def test_a_wrong_value_ends_the_build_with_one_line(
+    project: Project, name: str, value: str
+) -> None:
+    result = project.build(CUDACXX=project.nvcc(), **{name: value})
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"varlen_rnn: {name} must be ")
+    assert line.endswith(f"got {value!r} (VARLEN_RNN_CUDA=0 leaves the CUDA part out)")
+    assert not project.module.exists()
+
+
+def test_a_cuda_part_without_the_extension_is_an_error(project: Project) -> None:
+    result = project.build(VARLEN_RNN_EXTENSION="0", VARLEN_RNN_CUDA="1")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("varlen_rnn: VARLEN_RNN_CUDA=1, but ")
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=child_environment(**environment),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+@needs_cuda_part
+def test_build_info_says_what_was_compiled_and_for_which_device() -> None:
+    cuda = varlen_rnn.build_info()["cuda"]
+    assert isinstance(cuda, str)
+    versions = r"compiled for sm_\d+(, sm_\d+)* by nvcc \d+\.\d+\.\d+ with runtime \d+\.\d+"
+    compiled, device = cuda.split("; ")
+    assert re.fullmatch(versions, compiled)
+    if torch.version.cuda is None:
+        assert device == "no device (torch is built without CUDA)"
+    elif torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        assert device == f"{torch.cuda.get_device_name()} (sm_{major}{minor})"
+    else:
+        assert device.startswith("no device (")
+
+
+BROKEN = """
+import sys
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "varlen_rnn._C_cuda":
+            raise {error}
+sys.meta_path.insert(0, Finder)
+import varlen_rnn
+info = varlen_rnn.build_info()
+print(info["extension"], info["cuda"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("ImportError('undefined symbol: x')", "failed to load: undefined symbol: x"),
+        ("ModuleNotFoundError('nothing there')", "not compiled"),
+    ],
+)
+def test_the_rest_works_where_the_cuda_part_does_not_load(error: str, said: str) -> None:
+    assert run_python(BROKEN.format(error=error)).stdout == f"True {said}\n"
+
+
+@needs_cuda_part
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc's loader")
+def test_loading_does_not_touch_the_driver() -> None:
+    loaded = run_python("import varlen_rnn", LD_DEBUG="libs").stderr
+    assert "_C_cuda" in loaded
+    assert "libcuda.so" not in loaded
+    asked = "from varlen_rnn import _extension, _C_cuda; print(_C_cuda.device())"
+    assert "libcuda.so" in run_python(asked, LD_DEBUG="libs").stderr
+
+
+@needs_cuda_part
+@pytest.mark.skipif(not shutil.which("readelf"), reason="needs readelf")
+def test_the_binary_brings_its_cuda_runtime_and_links_no_other() -> None:
+    (binary,) = (ROOT / "varlen_rnn").glob(f"_C_cuda{SUFFIX}")
+
+    def readelf(*options: str) -> str:
+        command = ["readelf", "--wide", *options, str(binary)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    dynamic = readelf("--dynamic")
+    needed = set(re.findall(r"\(NEEDED\).*\[(.*?)\.so", dynamic))
+    assert "libtorch_cpu" in needed
+    system = {"libc", "libm", "libdl", "librt", "libpthread", "libstdc++", "libgcc_s"}
+    assert {name for name in needed if not name.startswith("ld-")} <= {
+        "libtorch_cpu",
+        "libtorch",
+        *system,
+    }
+    assert "RPATH" not in dynamic
+    assert "RUNPATH" not in dynamic
+    symbols = re.findall(r"(GLOBAL|WEAK) +DEFAULT +(\w+) (\S+)", readelf("--dyn-syms"))
+    defined = {name for _, section, name in symbols if section != "UND"}
+    undefined = {name for _, section, name in symbols if section == "UND"}
+    assert "PyInit__C_cuda" in defined
+    assert not [name for name in defined | undefined if re.match(r"_*(cuda|cu[A-Z])", name)]
+    assert os.fsencode(ROOT) not in binary.read_bytes()
+
+
+GATE = ROOT / "csrc" / "cuda" / "check_resources.py"
+KERNEL = """
+__global__ void {bounds} kernel(float* p) {{
+  float values[96];
+  #pragma unroll
+  for (int i = 0; i < 96; ++i) values[i] = p[i * 1024 + threadIdx.x];
+  __syncthreads();
+  #pragma unroll
+  for (int i = 0; i < 96; ++i) p[threadIdx.x * 96 + i] = values[95 - i] * values[i / 2];
+}}
+"""
+
+
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc")
+@pytest.mark.parametrize(
+    ("bounds", "said"),
+    [
+        ("__launch_bounds__(256, 1)", "1 kernels of 1 objects, 0 faults"),
+        ("__launch_bounds__(1024, 1)", "bytes of register spills, expected 0"),
+        ("", "no launch bounds"),
+    ],
+    ids=["good", "spills", "no-bounds"],
+)
+def test_the_compile_gate(tmp_path: Path, bounds: str, said: str) -> None:
+    source, output = tmp_path / "kernel.cu", tmp_path / "kernel.o"
+    source.write_text(KERNEL.format(bounds=bounds))
+    (tmp_path / "cuda_objects.txt").write_text("kernel.o\n")
+    nvcc = ["nvcc", "-arch=sm_80", "-c", str(source), "-o", str(output)]
+    subprocess.run([sys.executable, str(GATE), "record", *nvcc], check=True)
+    assert output.exists()
+    checked = subprocess.run(
+        [sys.executable, str(GATE), "check", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said in checked.stdout.splitlines()[-1 if "faults" in said else -2]
+    assert checked.returncode == (0 if "0 faults" in said else 1)
