@@ -2,9 +2,10 @@
 
     python -m benchmarks.compare benchmarks/results/cpu.jsonl [--output DIR] [--readme README.md]
 
-Writes DIR/NAME.md, DIR/NAME-throughput.png, -growth.png and -threads.png, NAME being that of the
-first file and DIR where it lies. Of a workload that occurs more than once, the last line counts.
-With --readme, the tables of `README_GROUPS` also replace what stands between two markers there.
+Writes DIR/NAME.md, DIR/NAME-throughput.png, -growth.png, -threads.png and -grid.png, NAME being
+that of the first file and DIR where it lies. Of a workload that occurs more than once, the last
+line counts. With --readme, the tables of `README_GROUPS` also replace what stands between two
+markers there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from benchmarks.records import Record, load, with_all_threads
 
 BEGIN = "<!-- benchmark table: begin -->"
 END = "<!-- benchmark table: end -->"
-GROUPS = ("shapes", "lengths", "growth", "step", "forms", "resets", "threads")
+GROUPS = ("shapes", "lengths", "growth", "step", "forms", "resets", "threads", "grid")
 README_GROUPS = ("shapes", "growth", "step", "forms", "resets")
 
 
@@ -33,7 +34,9 @@ def markdown(records: Sequence[Record], groups: Sequence[str]) -> str:
             parts.append(f"**{title}{'' if usual else f' ({device}, {dtype})'}**\n\n{text}")
     origins = dict.fromkeys(
         f"{r['device_name'] or r['cpu']}, {r['cores']} cores, {r['isa']}, torch {r['torch']}, "
-        f"ONNX Runtime {r['onnxruntime'] or 'not installed'}, commit {r['commit']}, {r['date']}"
+        f"ONNX Runtime {r['onnxruntime'] or 'not installed'}, "
+        + (f"CUDA {r['cuda']}, cuDNN {r['cudnn']}, " if "cuda" in r else "")
+        + f"commit {r['commit']}, {r['date']}"
         + ("" if r["tests"] == "passed" else "; unchecked: the tests were skipped")
         for r in records
     )

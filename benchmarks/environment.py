@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import subprocess
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,34 +12,15 @@ from pathlib import Path
 import torch
 
 import varlen_rnn
+from benchmarks.revision import commit, output
 
-ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-
-
-def _output(*command: str) -> str | None:
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
-def commit() -> str:
-    """The commit, with "-dirty" if anything that counts differs from it."""
-    head = _output("git", "rev-parse", "--short=12", "HEAD")
-    if head is None:
-        return "unknown"
-    # What documents or holds results changes no result.
-    counts = (".", ":!benchmarks/results", ":!*.md")
-    changed = _output("git", "status", "--porcelain", "--", *counts)
-    return f"{head}-dirty" if changed else head
 
 
 def cpu() -> str:
     """The processor's name as the system gives it."""
     if sys.platform == "darwin":
-        return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
+        return output("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
     try:
         info = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -63,6 +43,7 @@ def describe(device: str) -> dict[str, object]:
     """What every line of a result file says beside its numbers."""
     info = varlen_rnn.build_info()
     on_cuda = torch.device(device).type == "cuda"
+    versions = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
     return {
         "commit": commit(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
@@ -78,4 +59,5 @@ def describe(device: str) -> dict[str, object]:
         "cores": os.cpu_count(),
         "device": device,
         "device_name": torch.cuda.get_device_name(device) if on_cuda else None,
+        **(versions if on_cuda else {}),
     }

@@ -1,9 +1,9 @@
 """Times calls against each other: turn by turn, in one process, medians with their quartiles.
 
 In every round each function has one turn, in an order that is drawn anew. So a machine that
-becomes slower or faster in between does so for all of them. A turn is: a short pause, in which the
-waiting threads of whoever came before go to sleep; one call that is not timed (unless it would take
-long); and as many timed calls as fill `TURN_SECONDS`, one at least.
+becomes slower or faster in between does so for all of them. A turn is: on a CPU a short pause, in
+which the waiting threads of whoever came before go to sleep; one call that is not timed (unless it
+would take long); and as many timed calls as fill `TURN_SECONDS`, one at least.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+import torch
 
 # The runtimes' threads spin for a few milliseconds after their work is done.
 PAUSE_SECONDS = 0.02
@@ -59,19 +61,33 @@ class Timing:
         }
 
 
-def _time(call: Callable[[], object], calls: int, synchronize: Callable[[], object]) -> float:
-    synchronize()
+# Seconds a call of so many calls, one after the other.
+Clock = Callable[[Callable[[], object], int], float]
+
+
+def host_clock(call: Callable[[], object], calls: int) -> float:
+    """For calls that return when they are done."""
     start = time.perf_counter()
     for _ in range(calls):
         call()
-    synchronize()
     return (time.perf_counter() - start) / calls
 
 
-def _warm_up(call: Callable[[], object], synchronize: Callable[[], object]) -> tuple[int, float]:
+def cuda_clock(call: Callable[[], object], calls: int) -> float:
+    """On the device, by events: what waits for the host counts, what was queued before does not."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / calls
+
+
+def _warm_up(call: Callable[[], object], clock: Clock) -> tuple[int, float]:
     """Calls that fill a turn, and the seconds that such a turn takes."""
     calls = 1
-    while (seconds := _time(call, calls, synchronize)) * calls < TURN_SECONDS:
+    while (seconds := clock(call, calls)) * calls < TURN_SECONDS:
         calls = max(2 * calls, min(int(TURN_SECONDS / max(seconds, 1e-9)), 10 * calls))
     settle = seconds if seconds < SETTLE_SECONDS else 0.0
     return calls, PAUSE_SECONDS + settle + calls * seconds
@@ -80,21 +96,22 @@ def _warm_up(call: Callable[[], object], synchronize: Callable[[], object]) -> t
 def interleave(
     functions: Mapping[str, Callable[[], object]],
     budget: Budget,
-    synchronize: Callable[[], object] = lambda: None,
+    clock: Clock = host_clock,
 ) -> dict[str, Timing]:
     """Times every function in turn.
 
     Args:
         functions: what to call, by name.
         budget: how often.
-        synchronize: waits until the device has done what it was told to.
+        clock: `cuda_clock` for calls that only tell a device what to do.
     """
+    pause_seconds = PAUSE_SECONDS if clock is host_clock else 0.0  # a device has no such threads
     timings: dict[str, Timing] = {}
     rounds: dict[str, int] = {}
     estimates: dict[str, float] = {}
     for name, call in functions.items():
-        time.sleep(PAUSE_SECONDS)
-        calls, turn_seconds = _warm_up(call, synchronize)
+        time.sleep(pause_seconds)
+        calls, turn_seconds = _warm_up(call, clock)
         timings[name] = Timing(calls)
         rounds[name] = budget.rounds(turn_seconds)
         estimates[name] = turn_seconds / calls
@@ -110,11 +127,11 @@ def interleave(
                 # A function with fewer rounds than others takes part at even distances.
                 if (index + 1) * rounds[name] // total == index * rounds[name] // total:
                     continue
-                time.sleep(PAUSE_SECONDS)
+                time.sleep(pause_seconds)
                 if estimates[name] < SETTLE_SECONDS:
                     functions[name]()
                 timing = timings[name]
-                timing.seconds.append(_time(functions[name], timing.calls, synchronize))
+                timing.seconds.append(clock(functions[name], timing.calls))
     finally:
         gc.enable()
     return timings

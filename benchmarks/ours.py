@@ -51,7 +51,7 @@ def _padded(batch: Batch) -> Form:
     if batch.states:
         keywords["hx"] = batch.states if workload.cell == "lstm" else batch.states[0]
     if not workload.streaming and workload.reset_probability is None:
-        keywords["lengths"] = batch.lengths
+        keywords["lengths"] = batch.lengths.to(batch.x.device)
     if batch.resets is not None:
         keywords["resets"] = batch.resets
     return Form(_as_it_is, batch.tokens, keywords)
@@ -106,7 +106,8 @@ def _nested(batch: Batch) -> Form:
 
 def _no_resets(batch: Batch) -> Form:
     """Flags that are all False, which change no result."""
-    keywords = {"lengths": batch.lengths, "resets": torch.zeros_like(batch.valid)}
+    lengths = batch.lengths.to(batch.x.device)
+    keywords = {"lengths": lengths, "resets": torch.zeros_like(batch.valid)}
     return Form(_as_it_is, batch.tokens, keywords)
 
 

@@ -1,13 +1,15 @@
-"""The plots of `compare.py`: throughput by shape, time a token by length, scaling by threads."""
+"""The plots of `compare.py`: throughput by shape, time a token by length, scaling, a GPU's grid."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks import grid
 from benchmarks.records import Record, timed
 from benchmarks.workloads import CELLS, MODES
 
@@ -89,6 +91,25 @@ def _threads(axes: Axes, records: Sequence[Record]) -> None:
     axes.set_ylabel("GF on valid tokens")
 
 
+def _grid(axes: Axes, records: Sequence[Record]) -> None:
+    """A colour a B and a line style a dtype, at the T that most records have."""
+    steps = Counter(r["T"] for r in records).most_common(1)[0][0]
+    shown = sorted((r for r in records if r["T"] == steps), key=lambda r: r["H"])
+    for style, dtype in zip(("-", "--", ":"), sorted({r["dtype"] for r in shown}), strict=False):
+        for index, rows in enumerate(sorted({r["B"] for r in shown})):
+            chosen = [r for r in shown if (r["dtype"], r["B"]) == (dtype, rows)]
+            points = [(r["H"], grid.speed(r)) for r in chosen]
+            label = f"B = {rows}, {dtype}"
+            if points:
+                axes.plot(*zip(*points, strict=True), f"C{index}{style}", marker="o", label=label)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_xscale("log", base=2)
+    sizes = sorted({r["H"] for r in shown})
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.set_xlabel(f"H (T = {steps})")
+    axes.set_ylabel("times faster than nn packed")
+
+
 def _figure(records: Sequence[Record], draw: Draw, path: Path) -> None:
     """A panel for every cell and mode that there are results of."""
     pairs = [(cell, mode) for cell in CELLS for mode in MODES]
@@ -113,10 +134,12 @@ def write(
     records: Sequence[Record], by_threads: Sequence[Record], output: Path, stem: str
 ) -> list[Path]:
     """Writes the plots for which there are results, and returns their paths."""
+    ragged = [r for r in records if r["group"] == "grid" and r["distribution"] != "full"]
     kinds: dict[str, tuple[Sequence[Record], Draw]] = {
         "throughput": ([r for r in records if r["group"] == "shapes"], _throughput),
         "growth": ([r for r in records if r["group"] == "growth"], _growth),
         "threads": (by_threads, _threads),
+        "grid": (ragged, _grid),
     }
     written = []
     for kind, (chosen, draw) in kinds.items():

@@ -1,6 +1,7 @@
 """Times varlen_rnn and its peers on the same batches, and writes one JSON line a workload.
 
     python -m benchmarks.run [--full] [--device cuda] [--dtype float64] [--only 'shapes/lstm-*']
+    python -m benchmarks.run --grid [--full] --device cuda
 
 Tests come first: a short list of the project's own, and then, before anything of a workload is
 timed, a comparison of every peer's numbers with ours. Without green tests nothing is reported, and
@@ -17,32 +18,35 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from benchmarks.environment import RESULTS, ROOT, describe
-from benchmarks.measure import Budget, interleave
+from benchmarks import grid
+from benchmarks.environment import RESULTS, describe
+from benchmarks.measure import Budget, cuda_clock, host_clock, interleave
 from benchmarks.peers import PEERS
 from benchmarks.prepared import Prepared
 from benchmarks.records import OURS, Record, timed
+from benchmarks.revision import ROOT
 from benchmarks.suites import suite
 from benchmarks.workloads import Workload
 
 # The specification against torch.nn, ours against torch.nn on a part of the grid, and padding.
 TESTS = ("tests/test_reference.py", "tests/test_padding.py", "tests/test_equivalence.py")
+CUDA_TESTS = ("tests/cuda/test_on_device.py", "tests/cuda/test_device_contract.py")
 TEST_SELECTION = "not test_equivalence or I17"
 
 MM = "torch.mm"
 MM_SIZES = {"cpu": 2048, "cuda": 8192}
 SHORT = Budget(seconds=0.5, min_rounds=3, max_rounds=8)
 FULL = Budget(seconds=3.0, min_rounds=5, max_rounds=30)
+GRID = Budget(seconds=0.1, min_rounds=5, max_rounds=10)
 # `make bench` ends within five minutes: from here on no further workload of it is begun.
 SHORT_LIMIT_SECONDS = 255.0
 # Largest difference, relative to the largest value of the tensor.
-TOLERANCES = {"float64": 1e-10, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+TOLERANCES = {"float64": 1e-10, "float32": 1e-4, "tf32": 2e-2, "float16": 2e-2, "bfloat16": 1e-1}
 # In 16 bits torch.nn rounds the sum of a weight's gradients after every step: no truth to hold to.
 COMPARED_IN_16_BITS = ("output", "gradient of the input")
 
@@ -51,10 +55,11 @@ class ResultsDiffer(Exception):
     """A peer computed something else than we did."""
 
 
-def is_green() -> bool:
+def is_green(device_type: str) -> bool:
     """Runs a short list of tests in a process of its own, and shows what they print."""
     options = ("-q", "-p", "no:cacheprovider", "-k", TEST_SELECTION)
-    command = [sys.executable, "-m", "pytest", *options, *TESTS]
+    tests = CUDA_TESTS if device_type == "cuda" else TESTS
+    command = [sys.executable, "-m", "pytest", *options, *tests]
     # One thread to begin with: the tests set the number that they are about.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0
@@ -81,10 +86,17 @@ def compare_results(workload: Workload, prepared: Mapping[str, Prepared]) -> Non
                 raise ResultsDiffer(f"{workload.name}: {what} of {name} differs by {found}")
 
 
-def _matrix_product(dtype: str, device: str) -> tuple[Callable[[], object], int]:
+def _set_precision(dtype: str) -> None:
+    """Full float32 for everyone, or TF32 for everyone: on a GPU cuDNN rounds by default, mm not."""
+    precision = "tf32" if dtype == "tf32" else "ieee"
+    torch.backends.cudnn.rnn.fp32_precision = precision
+    torch.backends.cuda.matmul.fp32_precision = precision
+
+
+def _matrix_product(dtype: torch.dtype, device: str) -> tuple[Callable[[], object], int]:
     """A large `torch.mm`, whose rate is the limit to hold results against, and its flops."""
     size = MM_SIZES[torch.device(device).type]
-    a, b = torch.rand(2, size, size, device=device, dtype=getattr(torch, dtype))
+    a, b = torch.rand(2, size, size, device=device, dtype=dtype)
     out = torch.empty_like(a)
 
     def call() -> None:
@@ -97,17 +109,18 @@ def _matrix_product(dtype: str, device: str) -> tuple[Callable[[], object], int]
 def run_workload(workload: Workload, budget: Budget, device: str) -> Record:
     """Compares the peers' results, then times them; what a JSON line says about the workload."""
     torch.set_num_threads(workload.threads)
+    on_cuda = torch.device(device).type == "cuda"
+    if on_cuda:
+        _set_precision(workload.dtype)
     batch = workload.batch(device)
     skipped = {name: PEERS[name].unavailable(workload, device) for name in workload.peers}
-    synchronize = (
-        (lambda: None) if device == "cpu" else partial(torch.accelerator.synchronize, device)
-    )
     with torch.set_grad_enabled(workload.training):
         prepared = {name: PEERS[name].prepare(batch) for name, why in skipped.items() if not why}
         compare_results(workload, prepared)
-        multiply, mm_flops = _matrix_product(workload.dtype, device)
+        multiply, mm_flops = _matrix_product(workload.torch_dtype, device)
         calls = {name: peer.call for name, peer in prepared.items()}
-        timings = interleave({**calls, MM: multiply}, budget, synchronize)
+        clock = cuda_clock if on_cuda else host_clock
+        timings = interleave({**calls, MM: multiply}, budget, clock)
     tokens, flops = int(batch.lengths.sum()), workload.flops()
     mm_gflops = mm_flops / timings[MM].summary()["median_s"] / 1e9
 
@@ -168,7 +181,7 @@ def run(
 ) -> list[str]:
     """Runs all workloads and writes their lines; returns what went wrong."""
     origin = {**describe(device), "tests": tests}
-    failures, reasons, left_out = [], set(), []
+    failures, reasons, left_out, short_of_memory = [], set(), [], []
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("w", encoding="utf-8") as lines:
         progress = tqdm(workloads, unit="workload")
@@ -183,6 +196,10 @@ def run(
                 failures.append(str(error))
                 progress.write(f"not reported: {error}")
                 continue
+            except torch.OutOfMemoryError:
+                short_of_memory.append(workload.name)
+                torch.cuda.empty_cache()
+                continue
             for name, figures in record["peers"].items():
                 reason = f"{name} skipped: {figures.get('skipped')} ({workload.mode})"
                 if "skipped" in figures and reason not in reasons:
@@ -193,6 +210,8 @@ def run(
             lines.flush()
     if left_out:
         print(f"left out, for the time is up: {', '.join(left_out)}")
+    if short_of_memory:
+        print(f"left out, for the device's memory is too small: {', '.join(short_of_memory)}")
     return failures
 
 
@@ -202,18 +221,25 @@ def main(argv: Sequence[str] | None = None, workloads: Sequence[Workload] | None
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--full", action="store_true", help="everything; tens of minutes")
+    parser.add_argument("--grid", action="store_true", help="cuda: the sizes of benchmarks/grid.py")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:INDEX")
     parser.add_argument("--dtype", default="float32", choices=TOLERANCES)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="at most")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="names as in --list")
     parser.add_argument("--output", type=Path, help="default: results/[short-]DEVICE.jsonl")
     parser.add_argument("--limit", type=float, help="seconds after which no workload is begun")
-    parser.add_argument("--skip-tests", action="store_true", help="mark all results as unchecked")
+    tests = parser.add_mutually_exclusive_group()
+    tests.add_argument("--skip-tests", action="store_true", help="mark all results as unchecked")
+    tests.add_argument("--tests-passed", action="store_true", help="they just did: not run again")
     parser.add_argument("--list", action="store_true", help="print the workloads' names and stop")
     args = parser.parse_args(argv)
     device_type = torch.device(args.device).type
     if device_type not in MM_SIZES:
         parser.error(f"--device must be one of {', '.join(MM_SIZES)}, got {args.device}")
+    if device_type != "cuda" and (args.grid or args.dtype == "tf32"):
+        parser.error(f"--grid and --dtype tf32 must go with --device cuda, got {args.device}")
+    if workloads is None and args.grid:
+        workloads = grid.workloads(quick=not args.full)
     if workloads is None:
         workloads = suite(full=args.full, threads=args.threads, dtype=args.dtype)
     workloads = [w for w in workloads if fnmatch.fnmatchcase(w.name, args.only)]
@@ -222,18 +248,15 @@ def main(argv: Sequence[str] | None = None, workloads: Sequence[Workload] | None
         return 0
     if not workloads:
         parser.error(f"--only {args.only} must match a workload, see --list")
-    if not args.skip_tests and not is_green():
+    if not (args.skip_tests or args.tests_passed or is_green(device_type)):
         print("tests fail: nothing is timed and nothing reported", file=sys.stderr)
         return 1
-    if device_type == "cuda":
-        # Full float32 for everyone: cuDNN's recurrent layers would otherwise round to TF32.
-        torch.backends.cudnn.rnn.fp32_precision = "ieee"
-    suffix = "" if args.dtype == "float32" else f"-{args.dtype}"
+    suffix = "-grid" if args.grid else "" if args.dtype == "float32" else f"-{args.dtype}"
     name = f"{'' if args.full else 'short-'}{device_type}{suffix}.jsonl"
     limit = args.limit or (None if args.full else SHORT_LIMIT_SECONDS)
     failures = run(
         workloads,
-        FULL if args.full else SHORT,
+        GRID if args.grid else FULL if args.full else SHORT,
         args.device,
         output := args.output or RESULTS / name,
         "skipped" if args.skip_tests else "passed",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 
+from benchmarks import grid
 from benchmarks.records import OURS, Record, others, ratio, spread, timed, with_all_threads
 from benchmarks.workloads import CELLS, FORM_PEERS, LAYOUT_PEERS, MODES
 
@@ -167,6 +168,25 @@ def _resets(records: Sequence[Record]) -> str:
     )
 
 
+def _grid(records: Sequence[Record]) -> str:
+    """A row a size, in microseconds a step of the longest row."""
+    peers = _peers(records)
+    header = ["H, B, T", "valid", *peers, "speed", "goal", "reached", "spread"]
+    rows = [
+        [
+            f"{r['H']}, {r['B']}, {r['T']}",
+            f"{r['valid_share']:.0%}",
+            *_cells(r, peers, "median_s", 1e6 / r["T"]),
+            f"{grid.speed(r):.2f} × {grid.peer(r)}",
+            f"{grid.goal(r):g} ×",
+            "yes" if grid.speed(r) >= grid.goal(r) else "no",
+            f"{spread(r):.0%}",
+        ]
+        for r in sorted(records, key=lambda r: (r["H"], r["B"], r["T"]))
+    ]
+    return f"{_table(header, rows)}\n\n{grid.verdict(records)}."
+
+
 def sections(records: Sequence[Record], groups: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Title and text of every table of those groups."""
     for group in groups:
@@ -188,6 +208,8 @@ def sections(records: Sequence[Record], groups: Sequence[str]) -> Iterator[tuple
                     if group == "growth":
                         sizes = f"B = {chosen[0]['B']}, H = {chosen[0]['H']}"
                         yield f"{name}, {sizes}: µs a valid token by length", _growth(chosen)
+                    elif group == "grid":
+                        yield f"{name}: µs a step of the longest row", _grid(chosen)
                     elif group == "resets":
                         sizes = f"T = {chosen[0]['T']}, H = {chosen[0]['H']}"
                         yield f"{name}, {sizes}, by probability of a reset: ms", _resets(chosen)

@@ -53,7 +53,8 @@ class Workload:
     """One case: a layer, a batch, and what is done with them.
 
     Attributes:
-        group: the question it answers: shapes, lengths, growth, step, threads, forms or resets.
+        group: the question it answers: shapes, lengths, growth, step, threads, forms, resets or,
+            on a GPU, grid.
         cell: "lstm" or "gru"; one layer, one direction.
         mode: "inference" (forward, no gradients) or "training" (forward, and the gradients of the
             sum of all valid outputs with respect to the input and every weight).
@@ -61,6 +62,7 @@ class Workload:
             batch carries no more padding than it must; "japanese_vowels" has the lengths it has.
         distribution: a key of `DISTRIBUTIONS`.
         streaming: one step from given states, and no lengths.
+        dtype: of inputs and weights, or "tf32": float32 that is rounded to TF32 in products.
         reset_probability: that a state is reset before a token; None if there are no resets, while
             0 stands for flags that are all False.
         peers: keys of `benchmarks.peers.PEERS`.
@@ -90,6 +92,11 @@ class Workload:
         return f"{self.group}/{self.cell}-{self.mode}-{sizes}-{how}"
 
     @property
+    def torch_dtype(self) -> torch.dtype:
+        """What inputs and weights are stored in."""
+        return torch.float32 if self.dtype == "tf32" else getattr(torch, self.dtype)
+
+    @property
     def training(self) -> bool:
         """Whether gradients are computed."""
         return self.mode == "training"
@@ -113,13 +120,14 @@ class Workload:
         return per_token * int(self.lengths().sum()) * (3 if self.training else 1)
 
     def batch(self, device: str = "cpu") -> Batch:
-        """The numbers, the same at every call and on every device."""
-        generator = torch.Generator().manual_seed(self.seed + 1)
+        """The numbers, the same at every call; lengths and weights also on every device."""
+        generator = torch.Generator(device).manual_seed(self.seed + 1)
         lengths = self.lengths()
-        options = {"device": device, "dtype": getattr(torch, self.dtype)}
-        valid = torch.arange(int(lengths.max()))[:, None] < lengths
-        x = torch.randn(*valid.shape, self.input_size, generator=generator)
-        h_0, c_0 = torch.randn(2, 1, self.rows, self.hidden_size, generator=generator)
+        options = {"device": device, "dtype": self.torch_dtype}
+        valid = (torch.arange(int(lengths.max()))[:, None] < lengths).to(device)
+        x = torch.randn(*valid.shape, self.input_size, generator=generator, device=device)
+        sizes = (2, 1, self.rows, self.hidden_size)
+        h_0, c_0 = torch.randn(*sizes, generator=generator, device=device)
         states = (h_0, c_0) if self.cell == "lstm" else (h_0,)
         resets = self.resets()
         with torch.random.fork_rng(devices=[]):
@@ -128,7 +136,7 @@ class Workload:
         return Batch(
             self,
             lengths,
-            valid.to(device),
+            valid,
             (x * valid[..., None]).to(**options),
             tuple(s.to(**options) for s in states) if self.streaming else (),
             {name: weight.to(**options) for name, weight in rnn.state_dict().items()},
