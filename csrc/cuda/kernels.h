@@ -35,7 +35,7 @@ const PersistentKernel* persistent_gru_bf16();
 const PersistentKernel* persistent_gru_f16();
 const PersistentKernel* persistent_gru_tf32();
 
-// generic.cu: any dtype, any size; see there.
+// rows.cu: any dtype.
 
 // to [N, columns] = from [R, columns] by the layout's rows, zeros from the N-th token on. Rows of
 // `from` are `stride` elements apart.
@@ -63,7 +63,7 @@ void zero_final_rows(Dtype dtype, const DeviceLayout& layout, int64_t num_direct
 void zero_surplus_tokens(Dtype dtype, const DeviceLayout& layout, int64_t columns, void* tokens,
                          void* stream);
 
-// One direction of a layer, a step at a time.
+// generic_forward.cu: any dtype, any size. One direction of a layer, a step at a time.
 struct GenericForward {
   DeviceLayout layout;
   Dtype dtype;
@@ -93,6 +93,7 @@ void generic_step(const GenericForward& p, int64_t step, int64_t segments, void*
 // With a projection: what h holds now goes to out and h_n.
 void generic_emit(const GenericForward& p, int64_t step, int64_t segments, void* stream);
 
+// generic_backward.cu
 struct GenericBackward {
   DeviceLayout layout;
   Dtype dtype;

@@ -19,6 +19,16 @@ VARLEN_RNN_DEVICE int64_t batch_size(const DeviceLayout& l, int64_t step) {
                  "varlen_rnn: batch_sizes must be in [0, G]");
 }
 
+// Each of a grid's threads looks at some: a layout's first kernel does, so that later ones may rely on
+// what this says.
+VARLEN_RNN_DEVICE void check_batch_sizes(const DeviceLayout& l, int64_t index, int64_t stride) {
+  for (int64_t step = index; step < l.num_steps; step += stride) {
+    if (batch_size(l, step) < batch_size(l, step + 1)) {
+      simt::trap("varlen_rnn: batch_sizes must not increase");
+    }
+  }
+}
+
 // N, as the device knows it.
 VARLEN_RNN_DEVICE int64_t count_tokens(const DeviceLayout& l) {
   if (l.num_steps == 0) return 0;

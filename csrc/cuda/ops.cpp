@@ -1,7 +1,6 @@
 // The ops on CUDA tensors: check, allocate, the products of whole layers by torch, and between them
 // one of the two paths through the steps.
 #include "cuda/layer.h"
-#include "cuda/settings.h"
 
 #ifndef VARLEN_RNN_EMULATE
 #include <dlfcn.h>
@@ -39,99 +38,6 @@ OnDevice::OnDevice(int32_t device) : guard_(device), stream_(current_stream(devi
 }
 
 #endif
-
-namespace {
-
-Tensor checked_indices(const char* op, const char* name, const Tensor& tensor, Place place,
-                       const char* symbols, int64_t size) {
-  check_dtype(op, name, tensor, ScalarType::Long);
-  check_place(op, name, tensor, place);
-  check_shape(op, name, tensor, symbols, {size});
-  return dense(tensor);
-}
-
-bool is_on_host(const Tensor& tensor) {
-#ifdef VARLEN_RNN_EMULATE
-  if (settings().layouts_on_device) return false;
-#endif
-  return Place(tensor).is_cpu();
-}
-
-const int64_t* indices(const OptionalTensor& tensor) {
-  return static_cast<const int64_t*>(device_pointer(tensor));
-}
-
-}  // namespace
-
-LayoutTensors::LayoutTensors(const char* op, const Tensor& x, int64_t num_directions,
-                             const Tensor& sizes, const OptionalTensor& given_rows,
-                             const OptionalTensor& given_reverse, const Tensor& given_initial,
-                             const Tensor& given_final, int64_t num_rows)
-    : batch_sizes(sizes),
-      first_token(sizes),
-      initial_row(given_initial),
-      final_row(given_final),
-      exact(is_on_host(sizes)) {
-  const Place place(x);
-  layout.num_rows = num_rows;
-  layout.num_flat_rows = x.size(0);
-  STD_TORCH_CHECK(num_rows >= 0, op, ": num_rows must be at least 0, got ", num_rows);
-  STD_TORCH_CHECK(!given_rows || given_rows->dim() == 1, op, ": rows must be [N], got ",
-                  to_string(given_rows->sizes()));
-  layout.num_tokens = given_rows ? given_rows->numel() : x.size(0);
-  STD_TORCH_CHECK(sizes.dim() == 1, op, ": batch_sizes must be [S], got ",
-                  to_string(sizes.sizes()));
-  check_dtype(op, "batch_sizes", sizes, ScalarType::Long);
-  if (!exact) check_place(op, "batch_sizes", sizes, place);
-  batch_sizes = dense(sizes);
-  layout.num_steps = batch_sizes.numel();
-  if (given_rows) {
-    rows = checked_indices(op, "rows", *given_rows, place, "[N]", layout.num_tokens);
-  }
-  STD_TORCH_CHECK(given_reverse.has_value() || num_directions == 1, op,
-                  ": reverse must be [N] for two directions, got None");
-  if (given_reverse) {
-    reverse = checked_indices(op, "reverse", *given_reverse, place, "[N]", layout.num_tokens);
-  }
-  STD_TORCH_CHECK(initial_row.dim() == 1, op, ": initial_row must be [G], got ",
-                  to_string(initial_row.sizes()));
-  layout.num_segments = initial_row.numel();
-  if (exact) {
-    const int64_t* values = batch_sizes.const_data_ptr<int64_t>();
-    host_batch_sizes.assign(values, values + layout.num_steps);
-    int64_t sum = 0;
-    for (int64_t s = 0; s < layout.num_steps; ++s) {
-      const int64_t most = s == 0 ? layout.num_tokens : values[s - 1];
-      STD_TORCH_CHECK(values[s] >= 1 && values[s] <= most, op,
-                      ": batch_sizes must be positive and not increase, got ", values[s],
-                      " at index ", s);
-      sum += values[s];
-    }
-    STD_TORCH_CHECK(sum == layout.num_tokens, op,
-                    ": batch_sizes must sum to N = ", layout.num_tokens, ", got ", sum);
-    layout.num_segments = layout.num_steps == 0 ? 0 : values[0];
-  }
-  initial_row = checked_indices(op, "initial_row", initial_row, place, "[G]", layout.num_segments);
-  final_row = checked_indices(op, "final_row", final_row, place, "[G]", layout.num_segments);
-  if (layout.num_steps == 0) layout.num_tokens = layout.num_segments = 0;
-  if (layout.num_tokens == 0 || layout.num_segments == 0) return;
-
-  if (exact) {
-    const Tensor on_device = torch::stable::new_empty(initial_row, {layout.num_steps});
-    Tensor to = on_device;
-    torch::stable::copy_(to, batch_sizes, /*non_blocking=*/true);
-    batch_sizes = on_device;
-  }
-  first_token = torch::stable::new_zeros(batch_sizes, {layout.num_steps + 1});
-  Tensor sums = slice(first_token, 0, 1, layout.num_steps);
-  torch::stable::copy_(sums, cumsum(batch_sizes));
-  layout.batch_sizes = indices(batch_sizes);
-  layout.first_token = indices(first_token);
-  layout.rows = indices(rows);
-  layout.reverse = indices(reverse);
-  layout.initial_row = indices(initial_row);
-  layout.final_row = indices(final_row);
-}
 
 namespace {
 

@@ -28,6 +28,7 @@ VARLEN_RNN_DEVICE int64_t slot_of(int64_t segment, int64_t num_slots) {
 VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) lay_chains(Plan p) {
   const int64_t num_slots = int64_t{p.num_teams} * kSlots;
   const int64_t slot = int64_t{simt::block()} * kThreads + simt::thread();
+  check_batch_sizes(p.layout, slot, int64_t{simt::num_blocks()} * kThreads);
   if (slot >= num_slots) return;
   const int64_t num_segments = batch_size(p.layout, 0);
   int64_t steps = 0;

@@ -1,4 +1,4 @@
-"""What the tests of the CUDA ops in the emulator share: cases, how they are run, and their truth.
+"""What the tests of the CUDA ops in the emulator share: how cases are run, and their truth.
 
 ``make test-emulator`` compiles the kernels and the ops for the CPU as the module ``_emulated`` and
 says in VARLEN_RNN_EMULATED in which folder it lies; without that these tests are skipped.
@@ -10,19 +10,18 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
+from emulated_cases import PERSISTENT, Case, capacity_layout, exact_layout, tensors_of
 from helpers import Results, assert_bitwise, largest, max_error
-from ragged import Ragged, drawn
-from rounded import NUMBERS, Number, rounded_cell
+from ragged import Ragged
+from rounded import rounded_cell
 from torch import Tensor
 
-from varlen_rnn import _index_arrays, layout, reference
+from varlen_rnn import reference
 from varlen_rnn.layout import Layout
 
 FOLDER = os.environ.get("VARLEN_RNN_EMULATED")
@@ -36,167 +35,8 @@ sys.path.remove(FOLDER)
 HOPPER = 227 * 1024, 16
 DESKTOP = 99 * 1024, 8
 
-# Formats of the persistent kernels.
-PERSISTENT = ("tf32", "bfloat16", "float16")
 
-# Drawn as ragged.drawn reads it: x a token, . padding, R a token before which the state is reset.
-BATCHES = {
-    "no tokens": ("..", ".."),
-    "one token": ("x",),
-    "one row": ("xxxxx",),
-    "one step": ("x",) * 5,
-    "equal lengths": ("xxxxxx",) * 4,
-    "ragged": ("xxx...", "......", "xxxxxx", "x.....", "xx....", "......"),
-    "one long row": ("xxxxxxxxx", *("x........",) * 9),
-    "holes": (".x.xx", "x...x", "..x..", "....."),
-    "resets": ("xxRx.Rxr", "RxxxRRxx", "rr......", "x..xx.Rx"),
-    # More segments than the 8 slots of a team, which take several one after the other.
-    "chains": tuple("x" * n + "." * (4 - n) for n in (2, 4, 1, 3, 2, 1, 0, 4, 1, 1) * 2),
-    "chains of resets": ("xxxxxxxRx", "RRRRRRxRR", "xRxRRRRxR", "xxRxxRRxr", "........."),
-    "a row more than slots": ("xx",) * 9,
-    "few": ("xx", "xR", "x."),
-}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A layer's forward and backward pass: its sizes, and which arguments there are."""
-
-    cell: str
-    number: str
-    hidden_size: int
-    batch: str = "ragged"
-    directions: int = 1
-    input_size: int = 3
-    projected_size: int = 0
-    bias: bool = True
-    states: bool = True
-    one_hot: bool = (
-        False  # W_ih [gates * H, I] is a slice of the identity: d_x has the gates' gradients
-    )
-    without: tuple[str, ...] = ()  # gradients of results that are not given
-    seed: int = 0
-
-    def __str__(self) -> str:
-        parts = [self.cell, self.number, f"H{self.hidden_size}", f"D{self.directions}", self.batch]
-        parts += ["proj"] * bool(self.projected_size) + ["nobias"] * (not self.bias)
-        parts += ["nohx"] * (not self.states) + [f"no {name}" for name in self.without]
-        return " ".join(parts)
-
-    @property
-    def ragged(self) -> Ragged:
-        return drawn(*BATCHES[self.batch])
-
-    @property
-    def format(self) -> Number:
-        return NUMBERS[self.number]
-
-    @property
-    def is_lstm(self) -> bool:
-        return self.cell == "lstm"
-
-    @property
-    def num_gates(self) -> int:
-        return 4 if self.is_lstm else 3
-
-    @property
-    def output_size(self) -> int:
-        return self.projected_size or self.hidden_size
-
-    @property
-    def state_names(self) -> tuple[str, ...]:
-        return ("h", "c") if self.is_lstm else ("h",)
-
-    @property
-    def results(self) -> tuple[str, ...]:
-        """What the forward op returns and has a gradient."""
-        return ("out", "h_n", "c_n", "cells") if self.is_lstm else ("out", "h_n")
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        return (*kinds, "weight_hr") if self.is_lstm else kinds
-
-
-def exact_layout(batch: Ragged, directions: int) -> Layout:
-    """With arrays of just the sizes."""
-    num_rows, num_steps = batch.valid.shape
-    return layout.from_padded(
-        num_steps,
-        num_rows,
-        mask=batch.valid,
-        resets=batch.resets,
-        batch_first=True,
-        bidirectional=directions == 2,
-    )
-
-
-def capacity_layout(batch: Ragged, directions: int) -> Layout:
-    """As it is made of masks that lie on the device; what has no meaning there is out of range."""
-    mask, resets = batch.valid.reshape(-1), batch.resets
-    resets = None if resets is None else resets.reshape(-1)
-    sizes = batch.valid.shape
-    arrays = _index_arrays.from_rows(None, None, mask, resets, *sizes, True, directions == 2)
-    result = Layout(*arrays, sizes[0])
-    exact = vars(result.exact())
-    for name, array in vars(result).items():
-        if name not in ("batch_sizes", "num_rows") and array is not None:
-            array[len(exact[name]) :] = 2**62
-    return result
-
-
-@functools.cache
-def tensors_of(case: Case) -> dict[str, Tensor]:
-    """Every tensor that is given, by name; at padding they hold NaN.
-
-    W_ih x is a sum of a few multiples of 1/32, which float32 holds in any order: so what torch's
-    product does with another number of tokens makes no difference.
-    """
-    generator = torch.Generator().manual_seed(case.seed)
-    valid = case.ragged.valid
-    (num_rows, _), num_tokens = valid.shape, int(valid.sum())
-    directions, gates, hidden = case.directions, case.num_gates, case.hidden_size
-    output = case.output_size
-    inputs = directions * gates * hidden if case.one_hot else case.input_size
-
-    def normal(*shape: int, scale: float = 1.0) -> Tensor:
-        return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    def whole(*shape: int) -> Tensor:
-        return torch.randint(-4, 5, shape, generator=generator).double()
-
-    padding = ~valid.reshape(-1, 1)
-    tensors = {"x": (whole(valid.numel(), inputs) / 4).masked_fill(padding, float("nan"))}
-    sizes = dict(zip(case.state_names, (output, hidden), strict=False))
-    for name, size in sizes.items():
-        if case.states:
-            tensors[f"{name}_0"] = normal(directions, num_rows, size, scale=0.5)
-    for d in range(directions):
-        rows = gates * hidden
-        tensors[f"weight_ih_{d}"] = (
-            torch.eye(inputs)[d * rows : (d + 1) * rows]
-            if case.one_hot
-            else whole(rows, inputs) / 8
-        )
-        tensors[f"weight_hh_{d}"] = normal(gates * hidden, output, scale=output**-0.5)
-        if case.bias:
-            tensors[f"bias_ih_{d}"] = whole(gates * hidden) / 8
-            tensors[f"bias_hh_{d}"] = whole(gates * hidden) / 8
-        if case.projected_size:
-            tensors[f"weight_hr_{d}"] = normal(output, hidden, scale=hidden**-0.5)
-    gradients = {
-        "out": normal(valid.numel(), directions * output).masked_fill(padding, float("nan"))
-    }
-    for name, size in sizes.items():
-        gradients[f"{name}_n"] = normal(directions, num_rows, size)
-    gradients["cells"] = normal(directions, num_tokens, hidden)
-    tensors |= {f"d_{n}": gradients[n] for n in case.results if n not in case.without}
-    compute = torch.promote_types(case.format.dtype, torch.float32)
-    return {n: t.to(compute if n == "d_cells" else case.format.dtype) for n, t in tensors.items()}
-
-
-@contextmanager
-def running(
+def configure(
     *,
     persistent: bool = True,
     cluster_size: int = 0,
@@ -204,8 +44,8 @@ def running(
     on_device: bool = False,
     seed: int = 1,
     limits: tuple[int, int] = HOPPER,
-) -> Iterator[None]:
-    """How ops run meanwhile: on which path, and on which machine.
+) -> None:
+    """How ops run from now on: on which path, and on which machine.
 
     ``clusters`` are active at a time; ``on_device`` says that ``batch_sizes`` are nobody's to read.
     """
@@ -214,7 +54,6 @@ def running(
     settings.layouts_on_device = on_device
     machine.active_clusters, machine.seed = clusters, seed
     machine.device.max_shared_bytes, machine.device.max_cluster_size = limits
-    yield
 
 
 def op(case: Case, kind: str) -> Any:
@@ -259,13 +98,13 @@ def backward_arguments(
 def run(
     case: Case, tensors: dict[str, Tensor] | None = None, batch: Ragged | None = None, **how: Any
 ) -> Results:
-    """Results and gradients by the emulated ops; ``how`` is that of ``running``."""
+    """Results and gradients by the emulated ops; ``how`` is that of ``configure``."""
     tensors = tensors_of(case) if tensors is None else tensors
     batch = case.ragged if batch is None else batch
     arrays = (capacity_layout if how.get("on_device") else exact_layout)(batch, case.directions)
-    with running(**how):
-        outputs = op(case, "forward")(*forward_arguments(case, tensors, arrays))
-        gradients = op(case, "backward")(*backward_arguments(case, tensors, arrays, outputs))
+    configure(**how)
+    outputs = op(case, "forward")(*forward_arguments(case, tensors, arrays))
+    gradients = op(case, "backward")(*backward_arguments(case, tensors, arrays, outputs))
     results = dict(zip(case.results, outputs, strict=False))
     if case.is_lstm:
         results["cells"] = results["cells"][:, : int(batch.valid.sum())]

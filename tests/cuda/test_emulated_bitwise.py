@@ -7,17 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from emulated import (
-    DESKTOP,
-    PERSISTENT,
-    Case,
-    assert_right,
-    assert_same,
-    first_team,
-    paths_of,
-    run,
-    tensors_of,
-)
+from emulated import DESKTOP, assert_right, assert_same, first_team, paths_of, run
+from emulated_cases import PERSISTENT, Case, tensors_of
 from helpers import CELLS, Results, assert_bitwise
 from ragged import Ragged
 from torch import Tensor

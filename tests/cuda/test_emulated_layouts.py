@@ -7,16 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from emulated import (
-    BATCHES,
-    PERSISTENT,
-    Case,
-    _emulated,
-    assert_right,
-    assert_same,
-    run,
-    tensors_of,
-)
+from emulated import _emulated, assert_right, assert_same, run
+from emulated_cases import BATCHES, PERSISTENT, Case, tensors_of
 from helpers import CELLS, Results
 from ragged import drawn
 from rounded import NUMBERS

@@ -1,11 +1,12 @@
-"""Which team a layer gets: what csrc/cuda/team.h promises of every team it offers."""
+"""Which team and kernel a layer gets: what csrc/cuda/team.h promises, and every kernel's values."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from emulated import DESKTOP, HOPPER, _emulated
+from emulated import DESKTOP, HOPPER, _emulated, check, first_team, paths_of
+from emulated_cases import PERSISTENT, Case
 from helpers import CELLS
 
 MAX_WARPS = {
@@ -104,3 +105,33 @@ def test_a_size_that_is_no_multiple_of_8_has_no_team(cell: str) -> None:
     for hidden in (1, 4, 12, 129, 1023):
         for is_backward in (False, True):
             assert not teams(cell, is_backward, 2, hidden, HOPPER)
+
+
+def smallest_layers() -> list[tuple[str, str, int, int]]:
+    """Of every persistent kernel that is used the smallest layer that gets it.
+
+    Cell, number, H, and cluster size.
+    """
+    layers = set()
+    for cell in CELLS:
+        for number in PERSISTENT:
+            kernels: dict[tuple[bool, int, int], tuple[str, str, int, int]] = {}
+            for hidden_size in range(8, 1025, 8):
+                for cluster_size in (1, 2, 4, 8, 16):
+                    for is_backward in (False, True):
+                        team = first_team(
+                            Case(cell, number, hidden_size), is_backward, cluster_size
+                        )
+                        if team is not None:
+                            kernel = is_backward, team.tiles, team.resident
+                            kernels.setdefault(kernel, (cell, number, hidden_size, cluster_size))
+            layers |= set(kernels.values())
+    return sorted(layers)
+
+
+@pytest.mark.parametrize("layer", smallest_layers(), ids="{0[0]} {0[1]} H{0[2]} C{0[3]}".format)
+def test_every_persistent_kernel(layer: tuple[str, str, int, int]) -> None:
+    cell, number, hidden_size, cluster_size = layer
+    case = Case(cell, number, hidden_size, "few", directions=1 if hidden_size > 128 else 2)
+    assert any(paths_of(case, cluster_size=cluster_size))
+    check(case, cluster_size=cluster_size)

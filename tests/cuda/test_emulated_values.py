@@ -7,20 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from emulated import (
-    BATCHES,
-    PERSISTENT,
-    Case,
-    check,
-    exact_layout,
-    first_team,
-    forward_arguments,
-    op,
-    paths_of,
-    running,
-    tensors_of,
-    truth_of,
-)
+from emulated import check, configure, forward_arguments, op, paths_of, truth_of
+from emulated_cases import BATCHES, PERSISTENT, Case, exact_layout, tensors_of
 from helpers import CELLS, assert_bitwise, assert_close64
 from rounded import NUMBERS, rounded_cell
 
@@ -111,36 +99,6 @@ def test_arguments_that_are_missing(cell: str, missing: str, persistent: bool, n
     check(replace(Case(cell, number, 16, "resets", 2), **changes), persistent=persistent)
 
 
-def smallest_layers() -> list[tuple[str, str, int, int]]:
-    """Of every persistent kernel that is used the smallest layer that gets it.
-
-    Cell, number, H, and cluster size.
-    """
-    layers = set()
-    for cell in CELLS:
-        for number in PERSISTENT:
-            kernels: dict[tuple[bool, int, int], tuple[str, str, int, int]] = {}
-            for hidden_size in range(8, 1025, 8):
-                for cluster_size in (1, 2, 4, 8, 16):
-                    for is_backward in (False, True):
-                        team = first_team(
-                            Case(cell, number, hidden_size), is_backward, cluster_size
-                        )
-                        if team is not None:
-                            kernel = is_backward, team.tiles, team.resident
-                            kernels.setdefault(kernel, (cell, number, hidden_size, cluster_size))
-            layers |= set(kernels.values())
-    return sorted(layers)
-
-
-@pytest.mark.parametrize("layer", smallest_layers(), ids="{0[0]} {0[1]} H{0[2]} C{0[3]}".format)
-def test_every_persistent_kernel(layer: tuple[str, str, int, int]) -> None:
-    cell, number, hidden_size, cluster_size = layer
-    case = Case(cell, number, hidden_size, "few", directions=1 if hidden_size > 128 else 2)
-    assert any(paths_of(case, cluster_size=cluster_size))
-    check(case, cluster_size=cluster_size)
-
-
 @pytest.mark.parametrize("persistent", [True, False])
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("cell", CELLS)
@@ -149,8 +107,8 @@ def test_inference_and_training_give_the_same_bits(
 ) -> None:
     case = Case(cell, number, 16, "resets", 2)
     arguments = forward_arguments(case, tensors_of(case), exact_layout(case.ragged, 2))
-    with running(persistent=persistent):
-        inferred = op(case, "inference")(*arguments)
-        trained = op(case, "forward")(*arguments)
+    configure(persistent=persistent)
+    inferred = op(case, "inference")(*arguments)
+    trained = op(case, "forward")(*arguments)
     for got, expected in zip(inferred, trained, strict=False):
         assert_bitwise(got, expected)

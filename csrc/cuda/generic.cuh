@@ -1,0 +1,90 @@
+// What the generic path's kernels have in common: one thread for each value.
+//
+// Where lengths lie on the device the host does not know how many segments a step has, only how many
+// it may have; threads of the others find so and leave.
+#pragma once
+
+#include "cuda/kernels.h"
+#include "cuda/launch.cuh"
+#include "cuda/layout.cuh"
+
+namespace varlen_rnn::cuda {
+
+using simt::compute_t;
+using simt::from_compute;
+using simt::load;
+using simt::load_fresh;
+using simt::store;
+using simt::to_compute;
+
+constexpr unsigned kThreads = 256;
+
+template <class T>
+VARLEN_RNN_DEVICE compute_t<T> value(const void* from, int64_t index) {
+  return to_compute(load(static_cast<const T*>(from) + index));
+}
+// Of memory that this kernel writes, too.
+template <class T>
+VARLEN_RNN_DEVICE compute_t<T> fresh_value(const void* from, int64_t index) {
+  return to_compute(load_fresh(static_cast<const T*>(from) + index));
+}
+template <class T>
+VARLEN_RNN_DEVICE void put(void* to, int64_t index, compute_t<T> v) {
+  store(static_cast<T*>(to) + index, from_compute<T>(v));
+}
+template <class C>
+VARLEN_RNN_DEVICE void put_compute(void* to, int64_t index, C v) {
+  store(static_cast<C*>(to) + index, v);
+}
+
+VARLEN_RNN_DEVICE int64_t thread_index() {
+  return int64_t{simt::block()} * kThreads + simt::thread();
+}
+
+// Launches one thread for each of `count` values.
+template <class P>
+void launch_values(int64_t count, void (*kernel)(P), const P& p, void* stream) {
+  if (count == 0) return;
+  const unsigned blocks = static_cast<unsigned>((count + kThreads - 1) / kThreads);
+  simt::launch({blocks, kThreads, 0, 1, stream}, kernel, p);
+}
+
+// Calls f with a value of the dtype's storage type.
+template <class F>
+void for_dtype(Dtype dtype, F f) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return f(float{});
+    case Dtype::kFloat64:
+      return f(double{});
+    case Dtype::kBFloat16:
+      return f(simt::bf16{});
+    case Dtype::kFloat16:
+      return f(simt::f16{});
+  }
+}
+
+// Which token a thread works on, in a step of `segments` segments at most, and which of its values.
+struct At {
+  bool there;
+  int64_t segment, column, place, token, row;
+  bool first, last;  // of its segment
+};
+
+VARLEN_RNN_DEVICE At find(const DeviceLayout& l, int direction, int64_t step, int64_t columns) {
+  const int64_t index = thread_index();
+  At at{};
+  at.segment = index / columns;
+  at.column = index % columns;
+  at.there = at.segment < batch_size(l, step);
+  if (!at.there) return at;
+  at.place = checked(load(l.first_token + step) + at.segment, 0, l.num_tokens,
+                     "varlen_rnn: batch_sizes must sum to at most N");
+  at.token = token_of(l, direction, at.place);
+  at.row = row_of(l, at.token);
+  at.first = step == 0;
+  at.last = batch_size(l, step + 1) <= at.segment;
+  return at;
+}
+
+}  // namespace varlen_rnn::cuda

@@ -1,0 +1,183 @@
+// Whole tensors' rows by a layout, before and after the steps of either path.
+#include "cuda/generic.cuh"
+
+namespace varlen_rnn::cuda {
+namespace {
+
+struct Rows {
+  DeviceLayout layout;
+  int direction;
+  const void* from;
+  const void* h_0;
+  int64_t stride, columns;
+  void* to;
+};
+
+template <class T>
+VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) gather_kernel(Rows p) {
+  const int64_t index = thread_index();
+  if (index >= p.layout.num_tokens * p.columns) return;
+  const int64_t token = index / p.columns, column = index % p.columns;
+  T v = from_compute<T>(0);
+  if (token < count_tokens(p.layout)) {
+    v = load(static_cast<const T*>(p.from) + row_of(p.layout, token) * p.stride + column);
+  }
+  store(static_cast<T*>(p.to) + index, v);
+}
+
+template <class T>
+VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) scatter_kernel(Rows p) {
+  const int64_t index = thread_index();
+  const int64_t token = index / p.columns, column = index % p.columns;
+  if (token >= count_tokens(p.layout)) return;
+  store(static_cast<T*>(p.to) + row_of(p.layout, token) * p.columns + column,
+        load(static_cast<const T*>(p.from) + index));
+}
+
+template <class T>
+VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) previous_kernel(Rows p) {
+  const DeviceLayout& l = p.layout;
+  const int64_t index = thread_index();
+  if (index >= l.num_tokens * p.columns) return;
+  const int64_t place = index / p.columns, column = index % p.columns;
+  T v = from_compute<T>(0);
+  int64_t token = place;  // behind the N-th, where zeros go
+  if (place < count_tokens(l)) {
+    token = token_of(l, p.direction, place);
+    const int64_t step = step_of(l, place), segment = place - load(l.first_token + step);
+    if (step > 0) {
+      const int64_t before = token_of(l, p.direction, load(l.first_token + step - 1) + segment);
+      v = load(static_cast<const T*>(p.from) + row_of(l, before) * p.stride + column);
+    } else {
+      const int64_t row = initial_row_of(l, segment);
+      if (row >= 0 && p.h_0 != nullptr) {
+        v = load(static_cast<const T*>(p.h_0) + row * p.columns + column);
+      }
+    }
+  }
+  store(static_cast<T*>(p.to) + token * p.columns + column, v);
+}
+
+struct Hidden {
+  DeviceLayout layout;
+  int direction;
+  int64_t hidden_size;
+  const void* gates;
+  const void* cells;
+  void* to;
+};
+
+template <class T>
+VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) hidden_kernel(Hidden p) {
+  using C = compute_t<T>;
+  const int64_t H = p.hidden_size, index = thread_index();
+  if (index >= p.layout.num_tokens * H) return;
+  const int64_t place = index / H, column = index % H;
+  C h = 0;
+  int64_t token = place;
+  if (place < count_tokens(p.layout)) {
+    token = token_of(p.layout, p.direction, place);
+    h = value<C>(p.gates, (place * 4 + 3) * H + column) * simt::tanh(value<C>(p.cells, index));
+  }
+  put<T>(p.to, token * H + column, h);
+}
+
+struct Biases {
+  const void* bias_ih;
+  const void* bias_hh;
+  int64_t count, both;
+  void* to;
+};
+
+template <class T>
+VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) biases_kernel(Biases p) {
+  const int64_t index = thread_index();
+  if (index >= p.count) return;
+  compute_t<T> sum = value<T>(p.bias_ih, index);
+  if (index < p.both) sum += value<T>(p.bias_hh, index);
+  put<T>(p.to, index, sum);
+}
+
+template <class T>
+VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) zero_final_kernel(Rows p) {
+  const DeviceLayout& l = p.layout;
+  const int64_t index = thread_index();
+  const int64_t segment = index / p.columns, column = index % p.columns;
+  check_batch_sizes(l, index, int64_t{simt::num_blocks()} * kThreads);
+  if (segment >= batch_size(l, 0)) return;
+  const int64_t row = final_row_of(l, segment);
+  if (row < 0) return;
+  for (int d = 0; d < p.direction; ++d) {
+    store(static_cast<T*>(p.to) + (d * l.num_rows + row) * p.columns + column, from_compute<T>(0));
+  }
+}
+
+template <class T>
+VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) zero_surplus_kernel(Rows p) {
+  const int64_t index = thread_index();
+  if (index >= p.layout.num_tokens * p.columns) return;
+  if (index / p.columns < count_tokens(p.layout)) return;
+  store(static_cast<T*>(p.to) + index, from_compute<T>(0));
+}
+
+}  // namespace
+
+void gather_tokens(Dtype dtype, const DeviceLayout& layout, const void* from, int64_t stride,
+                   int64_t columns, void* to, void* stream) {
+  for_dtype(dtype, [&](auto zero) {
+    launch_values(layout.num_tokens * columns, &gather_kernel<decltype(zero)>,
+                  Rows{layout, 0, from, nullptr, stride, columns, to}, stream);
+  });
+}
+
+void scatter_tokens(Dtype dtype, const DeviceLayout& layout, const void* from, int64_t columns,
+                    void* to, void* stream) {
+  for_dtype(dtype, [&](auto zero) {
+    launch_values(layout.num_tokens * columns, &scatter_kernel<decltype(zero)>,
+                  Rows{layout, 0, from, nullptr, columns, columns, to}, stream);
+  });
+}
+
+void gather_previous(Dtype dtype, const DeviceLayout& layout, int direction, const void* out,
+                     int64_t stride, const void* h_0, int64_t columns, void* to, void* stream) {
+  for_dtype(dtype, [&](auto zero) {
+    launch_values(layout.num_tokens * columns, &previous_kernel<decltype(zero)>,
+                  Rows{layout, direction, out, h_0, stride, columns, to}, stream);
+  });
+}
+
+void gather_hidden(Dtype dtype, const DeviceLayout& layout, int direction, int64_t hidden_size,
+                   const void* gates, const void* cells, void* to, void* stream) {
+  for_dtype(dtype, [&](auto zero) {
+    launch_values(layout.num_tokens * hidden_size, &hidden_kernel<decltype(zero)>,
+                  Hidden{layout, direction, hidden_size, gates, cells, to}, stream);
+  });
+}
+
+void add_biases(Dtype dtype, const void* bias_ih, const void* bias_hh, int64_t count, int64_t both,
+                void* to, void* stream) {
+  for_dtype(dtype, [&](auto zero) {
+    launch_values(count, &biases_kernel<decltype(zero)>, Biases{bias_ih, bias_hh, count, both, to},
+                  stream);
+  });
+}
+
+void zero_final_rows(Dtype dtype, const DeviceLayout& layout, int64_t num_directions,
+                     int64_t columns, void* states, void* stream) {
+  for_dtype(dtype, [&](auto zero) {
+    launch_values(
+        layout.num_segments * columns, &zero_final_kernel<decltype(zero)>,
+        Rows{layout, static_cast<int>(num_directions), nullptr, nullptr, columns, columns, states},
+        stream);
+  });
+}
+
+void zero_surplus_tokens(Dtype dtype, const DeviceLayout& layout, int64_t columns, void* tokens,
+                         void* stream) {
+  for_dtype(dtype, [&](auto zero) {
+    launch_values(layout.num_tokens * columns, &zero_surplus_kernel<decltype(zero)>,
+                  Rows{layout, 0, nullptr, nullptr, columns, columns, tokens}, stream);
+  });
+}
+
+}  // namespace varlen_rnn::cuda
