@@ -15,8 +15,8 @@ pytest, tqdm and matplotlib; and compute-sanitizer for that part. The parts, one
     bench      benchmarks.run --grid, as far as the time goes
 
 A part that fails or takes too long is reported, and the others go on; without `build` they use what
-was built before. Exit status: 0; 1 if a part
-failed; 2 if this machine lacks something. Rules and goals that do not hold are no failures.
+was built before. Exit status: 0; 1 if a part failed; 2 if this machine lacks something. Rules and
+goals that do not hold are no failures.
 """
 
 from __future__ import annotations
