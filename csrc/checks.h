@@ -24,6 +24,11 @@ inline Dtype storage_dtype(const char* op, const Tensor& x) {
   }
 }
 
+// What values of a dtype are computed and saved in.
+inline ScalarType compute_dtype(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
 // An argument that may be missing, contiguous.
 inline OptionalTensor checked_optional(const char* op, const char* name,
                                        const OptionalTensor& tensor, ScalarType dtype, Place place,

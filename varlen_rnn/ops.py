@@ -45,7 +45,7 @@ def lstm(
     the reverse direction, None for what is not there. With ``output_states`` a fourth result holds
     every cell state, ``[R, D * H]``.
     """
-    args: tuple[Any, ...] = (x, h_0, c_0, *weights, *_arrays(layout), _allow_tf32(x))
+    args: tuple[Any, ...] = (x, h_0, c_0, *weights, *_arguments(layout, x))
     if not compiled(x):
         args = (x, h_0, c_0, *by_kind(weights), layout)
         out, h_n, c_n, *cells = LSTM.reference(*args, output_cells=output_states)
@@ -66,7 +66,7 @@ def gru(x: Tensor, h_0: Tensor | None, weights: Tensors, layout: Layout) -> tupl
     if not compiled(x):
         out, h_n = GRU.reference(x, h_0, *by_kind(weights), layout)
         return out, h_n
-    args = (x, h_0, *weights, *_arrays(layout), _allow_tf32(x))
+    args = (x, h_0, *weights, *_arguments(layout, x))
     if _needs_gradient(x, h_0, *weights):
         out, h_n, *_ = torch.ops.varlen_rnn.gru_forward(*args)
     else:
@@ -98,8 +98,8 @@ def _needs_gradient(*args: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(arg.requires_grad for arg in args if arg is not None)
 
 
-def _arrays(layout: Layout) -> tuple[Tensor | int | None, ...]:
-    """The layout as the ops take it."""
+def _arguments(layout: Layout, x: Tensor) -> tuple[Tensor | int | None, ...]:
+    """The layout as the ops take it, and whether float32 may be TF32."""
     return (
         layout.batch_sizes,
         layout.rows,
@@ -107,6 +107,7 @@ def _arrays(layout: Layout) -> tuple[Tensor | int | None, ...]:
         layout.initial_row,
         layout.final_row,
         layout.num_rows,
+        _allow_tf32(x),
     )
 
 

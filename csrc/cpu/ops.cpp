@@ -192,7 +192,7 @@ ForwardResult run_forward(const char* op, int64_t num_gates, bool training, cons
                        {}};
   if (is_lstm) result.c_n = states_like(x, c, {D, num_rows, H});
   if (training) {
-    const ScalarType compute = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+    const ScalarType compute = compute_dtype(dtype);
     const int64_t N = call.layout.num_tokens;
     result.gates = torch::stable::new_empty(x, {D, N, 4 * H}, compute);
     if (is_lstm) result.cells = torch::stable::new_empty(x, {D, N, H}, compute);
@@ -231,7 +231,7 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
                             const OptionalTensor& cells, bool needs_x, bool needs_weights) {
   const bool is_lstm = num_gates == 4;
   const ScalarType dtype = x.scalar_type();
-  const ScalarType compute = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType compute = compute_dtype(dtype);
   const Place place(x);
 
   Backward p{};

@@ -37,6 +37,14 @@ VARLEN_RNN_DEVICE void put_compute(void* to, int64_t index, C v) {
   store(static_cast<C*>(to) + index, v);
 }
 
+// Of a [B, columns] array of states; 0 without it or without a row.
+template <class T>
+VARLEN_RNN_DEVICE compute_t<T> state_value(const void* states, int64_t row, int64_t columns,
+                                           int64_t column) {
+  if (states == nullptr || row < 0) return 0;
+  return value<T>(states, row * columns + column);
+}
+
 VARLEN_RNN_DEVICE int64_t thread_index() {
   return int64_t{simt::block()} * kThreads + simt::thread();
 }

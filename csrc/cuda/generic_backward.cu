@@ -17,9 +17,8 @@ VARLEN_RNN_DEVICE compute_t<T> gradient_of_h(const GenericBackward& p, const At&
   if (!at.last) {
     d_h = value<T>(p.products, at.segment * P + at.column);
     if (!p.is_lstm) d_h += fresh_value<C>(p.direct, at.segment * P + at.column);
-  } else if (p.d_h_n != nullptr) {
-    const int64_t row = final_row_of(p.layout, at.segment);
-    if (row >= 0) d_h = value<T>(p.d_h_n, row * P + at.column);
+  } else {
+    d_h = state_value<T>(p.d_h_n, final_row_of(p.layout, at.segment), P, at.column);
   }
   if (p.d_out != nullptr) {
     d_h += value<T>(p.d_out, (at.row * p.num_directions + p.direction) * P + at.column);
@@ -64,16 +63,14 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) lstm_back_kernel(BackwardStepPa
   if (!at.first) {
     const int64_t place = load(p.layout.first_token + p.step - 1) + at.segment;
     before = value<C>(p.cells, place * H + at.column);
-  } else if (p.c_0 != nullptr) {
-    const int64_t row = initial_row_of(p.layout, at.segment);
-    if (row >= 0) before = value<T>(p.c_0, row * H + at.column);
+  } else {
+    before = state_value<T>(p.c_0, initial_row_of(p.layout, at.segment), H, at.column);
   }
   C d_c = 0;
   if (!at.last) {
     d_c = fresh_value<C>(p.direct, state);
-  } else if (p.d_c_n != nullptr) {
-    const int64_t row = final_row_of(p.layout, at.segment);
-    if (row >= 0) d_c = value<T>(p.d_c_n, row * H + at.column);
+  } else {
+    d_c = state_value<T>(p.d_c_n, final_row_of(p.layout, at.segment), H, at.column);
   }
   if (p.d_cells != nullptr) d_c += value<C>(p.d_cells, at.place * H + at.column);
   const C tanh_c = simt::tanh(value<C>(p.cells, at.place * H + at.column));
@@ -101,9 +98,8 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) gru_back_kernel(BackwardStepPar
     const int64_t place = load(p.layout.first_token + p.step - 1) + at.segment;
     const int64_t row = row_of(p.layout, token_of(p.layout, p.direction, place));
     before = value<T>(p.out, (row * p.num_directions + p.direction) * H + at.column);
-  } else if (p.h_0 != nullptr) {
-    const int64_t row = initial_row_of(p.layout, at.segment);
-    if (row >= 0) before = value<T>(p.h_0, row * H + at.column);
+  } else {
+    before = state_value<T>(p.h_0, initial_row_of(p.layout, at.segment), H, at.column);
   }
   const C d_n = d_h * (C(1) - z) * (C(1) - n * n);
   const C d[4] = {d_n, d_n * from_h * r * (C(1) - r), d_h * (before - n) * z * (C(1) - z), d_n * r};

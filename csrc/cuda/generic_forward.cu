@@ -18,13 +18,9 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) start_kernel(ForwardStepParams 
   // Rows of segments that are not there begin as zeros: they take part in products.
   const bool there = segment < batch_size(p.layout, 0);
   const int64_t row = there ? initial_row_of(p.layout, segment) : -1;
-  if (column < P) {
-    const bool given = p.h_0 != nullptr && row >= 0;
-    put<T>(p.h, segment * P + column, given ? value<T>(p.h_0, row * P + column) : C(0));
-  }
+  if (column < P) put<T>(p.h, segment * P + column, state_value<T>(p.h_0, row, P, column));
   if (p.is_lstm && column < H) {
-    const bool given = p.c_0 != nullptr && row >= 0;
-    put_compute<C>(p.c, segment * H + column, given ? value<T>(p.c_0, row * H + column) : C(0));
+    put_compute<C>(p.c, segment * H + column, state_value<T>(p.c_0, row, H, column));
   }
 }
 

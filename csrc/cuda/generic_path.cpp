@@ -2,29 +2,35 @@
 #include "cuda/layer.h"
 
 namespace varlen_rnn::cuda {
+namespace {
+
+void fill_in(const Layer& layer, int64_t direction, Generic& p) {
+  p.layout = layer.layout.layout;
+  p.dtype = layer.call.dtype;
+  p.is_lstm = layer.is_lstm;
+  p.direction = static_cast<int>(direction);
+  p.num_directions = static_cast<int>(layer.call.num_directions);
+  p.hidden_size = layer.call.hidden_size;
+  p.output_size = layer.call.output_size;
+}
+
+}  // namespace
 
 void run_generic(const Layer& layer, const ForwardTensors& t, void* stream) {
   const DeviceLayout& l = layer.layout.layout;
   const Tensor& x = layer.input.x;
   const int64_t D = layer.call.num_directions, H = layer.call.hidden_size;
-  const int64_t P = layer.call.output_size, G = l.num_segments, rows = layer.num_gates * H;
+  const int64_t P = layer.call.output_size, G = l.num_segments, rows = layer.num_gates() * H;
   const Tensor h = torch::stable::new_empty(x, {G, P});
   const Tensor products = torch::stable::new_empty(x, {G, rows});
-  const ScalarType compute =
-      x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType compute = compute_dtype(x.scalar_type());
   const Tensor c = torch::stable::new_empty(x, {layer.is_lstm ? G : 0, H}, compute);
   OptionalTensor hidden;
   if (layer.projected()) hidden = torch::stable::new_empty(x, {G, H});
 
   for (int64_t d = 0; d < D; ++d) {
     GenericForward p{};
-    p.layout = l;
-    p.dtype = layer.call.dtype;
-    p.is_lstm = layer.is_lstm;
-    p.direction = static_cast<int>(d);
-    p.num_directions = static_cast<int>(D);
-    p.hidden_size = H;
-    p.output_size = P;
+    fill_in(layer, d, p);
     p.inputs = device_pointer(t.inputs);
     p.products = device_pointer(products);
     const OptionalTensor& bias = layer.bias_hh(d);
@@ -71,13 +77,7 @@ void run_generic(const Layer& layer, const BackwardTensors& t, void* stream) {
 
   for (int64_t d = 0; d < D; ++d) {
     GenericBackward p{};
-    p.layout = l;
-    p.dtype = layer.call.dtype;
-    p.is_lstm = layer.is_lstm;
-    p.direction = static_cast<int>(d);
-    p.num_directions = static_cast<int>(D);
-    p.hidden_size = H;
-    p.output_size = P;
+    fill_in(layer, d, p);
     p.d_out = device_pointer(t.d_out);
     if (t.d_h_n) p.d_h_n = advance(device_pointer(*t.d_h_n), d * l.num_rows * P, x);
     if (t.d_c_n) p.d_c_n = advance(device_pointer(*t.d_c_n), d * l.num_rows * H, x);

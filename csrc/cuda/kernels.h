@@ -63,15 +63,19 @@ void zero_final_rows(Dtype dtype, const DeviceLayout& layout, int64_t num_direct
 void zero_surplus_tokens(Dtype dtype, const DeviceLayout& layout, int64_t columns, void* tokens,
                          void* stream);
 
-// generic_forward.cu: any dtype, any size. One direction of a layer, a step at a time.
-struct GenericForward {
+// One direction of a layer, a step at a time: any dtype, any size.
+struct Generic {
   DeviceLayout layout;
   Dtype dtype;
   bool is_lstm;
   int direction;
-  int num_directions;    // D
-  int64_t hidden_size;   // H
-  int64_t output_size;   // P
+  int num_directions;   // D
+  int64_t hidden_size;  // H
+  int64_t output_size;  // P
+};
+
+// generic_forward.cu
+struct GenericForward : Generic {
   const void* inputs;    // [N, D * gates * H]  in, storage: W_ih x and the biases, by token
   const void* products;  // [G_s, gates * H]    in, storage: W_hh h of this step's segments
   const void* bias_hn;   // [H]                 in, storage, or null: GRU's b_hh of the gate n
@@ -94,14 +98,7 @@ void generic_step(const GenericForward& p, int64_t step, int64_t segments, void*
 void generic_emit(const GenericForward& p, int64_t step, int64_t segments, void* stream);
 
 // generic_backward.cu
-struct GenericBackward {
-  DeviceLayout layout;
-  Dtype dtype;
-  bool is_lstm;
-  int direction;
-  int num_directions;    // D
-  int64_t hidden_size;   // H
-  int64_t output_size;   // P
+struct GenericBackward : Generic {
   const void* d_out;     // [R, D * P]        in, storage, or null for zeros
   const void* d_h_n;     // [B, P]            in, storage, or null for zeros: of this direction
   const void* d_c_n;     // [B, H]            in, storage, or null for zeros

@@ -21,6 +21,7 @@ struct LayoutTensors {
                 const OptionalTensor& rows, const OptionalTensor& reverse,
                 const Tensor& initial_row, const Tensor& final_row, int64_t num_rows);
 
+  bool is_empty() const { return layout.num_tokens == 0; }
   // Segments that step s has, or may have: N tokens are not enough for more.
   int64_t segments_of(int64_t step) const {
     if (exact) return host_batch_sizes[static_cast<size_t>(step)];
@@ -29,14 +30,13 @@ struct LayoutTensors {
 };
 
 struct Layer {
-  const char* op;
   bool is_lstm;
-  int64_t num_gates;  // 4 or 3
   bool allow_tf32;
   Call call{};
   CheckedInput input;
   LayoutTensors layout;
 
+  int64_t num_gates() const { return is_lstm ? 4 : 3; }
   bool projected() const { return input.weights[0][kWeightHr].has_value(); }
   const Tensor& weight(int64_t d, int kind) const {
     return *input.weights[static_cast<size_t>(d)][static_cast<size_t>(kind)];
@@ -63,11 +63,11 @@ struct BackwardTensors {
   std::vector<Tensor> d_projected;  // [N, P] of each direction, if there is a projection
 };
 
-// persistent.cpp: false if this layer has no team on this device; then nothing was done.
+// persistent_path.cpp: false if this layer has no team on this device; then nothing was done.
 bool run_persistent(const Layer& layer, const ForwardTensors& t, int32_t device, void* stream);
 bool run_persistent(const Layer& layer, const BackwardTensors& t, int32_t device, void* stream);
 
-// generic.cpp
+// generic_path.cpp
 void run_generic(const Layer& layer, const ForwardTensors& t, void* stream);
 void run_generic(const Layer& layer, const BackwardTensors& t, void* stream);
 

@@ -76,8 +76,8 @@ LayoutTensors::LayoutTensors(const char* op, const Tensor& x, int64_t num_direct
   }
   initial_row = checked_indices(op, "initial_row", initial_row, place, "[G]", layout.num_segments);
   final_row = checked_indices(op, "final_row", final_row, place, "[G]", layout.num_segments);
-  if (layout.num_steps == 0) layout.num_tokens = layout.num_segments = 0;
-  if (layout.num_tokens == 0 || layout.num_segments == 0) return;
+  if (layout.num_steps == 0 || layout.num_segments == 0) layout.num_tokens = 0;
+  if (is_empty()) return;
 
   if (exact) {
     const Tensor on_device = torch::stable::new_empty(initial_row, {layout.num_steps});

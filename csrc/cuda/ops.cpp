@@ -63,7 +63,7 @@ Tensor tokens_of(const Layer& layer, const Tensor& x, void* stream) {
 
 // b_ih + b_hh of all directions, but of GRU's gate n only b_ih: [D * gates * H].
 OptionalTensor biases_of(const Layer& layer, void* stream) {
-  const int64_t D = layer.call.num_directions, rows = layer.num_gates * layer.call.hidden_size;
+  const int64_t D = layer.call.num_directions, rows = layer.num_gates() * layer.call.hidden_size;
   if (!layer.bias_hh(0)) return {};
   const Tensor biases = torch::stable::new_empty(layer.input.x, {D * rows});
   for (int64_t d = 0; d < D; ++d) {
@@ -119,9 +119,7 @@ ForwardResult run_forward(const char* op, int64_t num_gates, bool training, cons
   const CheckedInput input(op, num_gates, x, weights, call);
   const int64_t D = call.num_directions, H = call.hidden_size, P = call.output_size;
   const OnDevice device(place.index);
-  const Layer layer{op,
-                    is_lstm,
-                    num_gates,
+  const Layer layer{is_lstm,
                     allow_tf32,
                     call,
                     input,
@@ -138,11 +136,11 @@ ForwardResult run_forward(const char* op, int64_t num_gates, bool training, cons
   if (is_lstm) t.c_n = states_like(x, t.c_0, {D, num_rows, H});
   const int64_t capacity = rows ? rows->numel() : x.size(0);
   if (training) {
-    const ScalarType compute = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+    const ScalarType compute = compute_dtype(dtype);
     t.gates = torch::stable::new_empty(x, {D, capacity, 4 * H}, compute);
     if (is_lstm) t.cells = torch::stable::new_empty(x, {D, capacity, H}, compute);
   }
-  if (l.num_tokens > 0 && l.num_segments > 0) {
+  if (!layer.layout.is_empty()) {
     const Tensor tokens = tokens_of(layer, layer.input.x, device.stream());
     t.inputs = linear(tokens, all_weight_ih(layer), biases_of(layer, device.stream()));
     run(layer, t, device, place.index);
@@ -220,16 +218,14 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
   STD_TORCH_CHECK(is_on_device(x), op, ": x must be on a CUDA device, got ", Place(x).name());
   const bool is_lstm = num_gates == 4;
   const ScalarType dtype = x.scalar_type();
-  const ScalarType compute = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType compute = compute_dtype(dtype);
   const Place place(x);
   Call call{};
   const CheckedInput input(op, num_gates, x, weights, call);
   const int64_t D = call.num_directions, I = call.input_size, H = call.hidden_size;
   const int64_t P = call.output_size, R = x.size(0), N = rows ? rows->numel() : R;
   const OnDevice device(place.index);
-  const Layer layer{op,
-                    is_lstm,
-                    num_gates,
+  const Layer layer{is_lstm,
                     allow_tf32,
                     call,
                     input,
@@ -248,7 +244,7 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
   t.gates = *checked_optional(op, "gates", gates, compute, place, "[D, N, 4H]", {D, N, 4 * H});
   t.cells = checked_optional(op, "cells", cells, compute, place, "[D, N, H]", {D, N, H});
 
-  const bool is_empty = l.num_tokens == 0 || l.num_segments == 0;
+  const bool is_empty = layer.layout.is_empty();
   t.d_h_0 = states_like(x, t.d_h_n, {D, num_rows, P});
   if (is_lstm) t.d_c_0 = states_like(x, t.d_c_n, {D, num_rows, H});
   // Rows with a segment have another gradient than the final state's, which the others keep.

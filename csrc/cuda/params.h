@@ -68,7 +68,8 @@ struct Team {
   int shared_bytes;  // in all
 };
 
-struct PersistentForward {
+// What both passes have.
+struct Persistent {
   Team team;
   int num_directions;        // D
   int num_teams;             // of each direction
@@ -78,42 +79,35 @@ struct PersistentForward {
   int64_t hidden_size;       // H, a multiple of 8
   const int32_t* num_steps;  // [num_teams]
   const Turn* turns;         // [D, num_teams, capacity, kSlots]
-  const void* inputs;        // [N, D * gates * H]  in, storage: W_ih x and the biases, by token
   const void* weight_hh[2];  // [gates * H, H]      in, storage
-  const void* bias_hn[2];    // [H]                 in, storage, or null: GRU's b_hh of the gate n
-  const void* h_0;           // [D, B, H]           in, storage, or null for zeros
-  const void* c_0;           // [D, B, H]           in, storage, or null for zeros
-  void* out;                 // [R, D * H]          out, storage
-  void* h_n;                 // [D, B, H]           out, storage
-  void* c_n;                 // [D, B, H]           out, storage (null for GRU)
-  float* gates;              // [D, N, 4 * H]       out, or null for inference
-  float* cells;              // [D, N, H]           out, or null
 };
 
-struct PersistentBackward {
-  Team team;
-  int num_directions;        // D
-  int num_teams;             // of each direction
-  int capacity;              // as in Plan
-  int64_t num_rows;          // B
-  int64_t num_tokens;        // N, capacity
-  int64_t hidden_size;       // H, a multiple of 8
-  const int32_t* num_steps;  // [num_teams]
-  const Turn* turns;         // [D, num_teams, capacity, kSlots]
-  const void* weight_hh[2];  // [gates * H, H]      in, storage
-  const void* d_out;         // [R, D * H]          in, storage, or null for zeros
-  const void* d_h_n;         // [D, B, H]           in, storage, or null for zeros
-  const void* d_c_n;         // [D, B, H]           in, storage, or null for zeros
-  const float* d_cells;      // [D, N, H]           in, or null for zeros
-  const void* h_0;           // [D, B, H]           in, storage, or null for zeros (GRU)
-  const void* c_0;           // [D, B, H]           in, storage, or null for zeros (LSTM)
-  const void* out;           // [R, D * H]          in, storage (GRU)
-  const float* gates;        // [D, N, 4 * H]       in
-  const float* cells;        // [D, N, H]           in (LSTM)
-  void* d_gates;  // [N, D * 4 * H]      out, storage, by token: LSTM i, f, g, o; GRU n, r,
-                  //                     z and then n once more, of W_hn h + b_hn
-  void* d_h_0;    // [D, B, H]           out, storage; rows that a segment starts from
-  void* d_c_0;    // [D, B, H]           out, storage; the same (null for GRU)
+struct PersistentForward : Persistent {
+  const void* inputs;      // [N, D * gates * H]  in, storage: W_ih x and the biases, by token
+  const void* bias_hn[2];  // [H]                 in, storage, or null: GRU's b_hh of the gate n
+  const void* h_0;         // [D, B, H]           in, storage, or null for zeros
+  const void* c_0;         // [D, B, H]           in, storage, or null for zeros
+  void* out;               // [R, D * H]          out, storage
+  void* h_n;               // [D, B, H]           out, storage
+  void* c_n;               // [D, B, H]           out, storage (null for GRU)
+  float* gates;            // [D, N, 4 * H]       out, or null for inference
+  float* cells;            // [D, N, H]           out, or null
+};
+
+struct PersistentBackward : Persistent {
+  const void* d_out;     // [R, D * H]          in, storage, or null for zeros
+  const void* d_h_n;     // [D, B, H]           in, storage, or null for zeros
+  const void* d_c_n;     // [D, B, H]           in, storage, or null for zeros
+  const float* d_cells;  // [D, N, H]           in, or null for zeros
+  const void* h_0;       // [D, B, H]           in, storage, or null for zeros (GRU)
+  const void* c_0;       // [D, B, H]           in, storage, or null for zeros (LSTM)
+  const void* out;       // [R, D * H]          in, storage (GRU)
+  const float* gates;    // [D, N, 4 * H]       in
+  const float* cells;    // [D, N, H]           in (LSTM)
+  void* d_gates;         // [N, D * 4 * H]      out, storage, by token: LSTM i, f, g, o; GRU n, r,
+                         //                     z and then n once more, of W_hn h + b_hn
+  void* d_h_0;           // [D, B, H]           out, storage; rows that a segment starts from
+  void* d_c_0;           // [D, B, H]           out, storage; the same (null for GRU)
 };
 
 }  // namespace varlen_rnn::cuda

@@ -70,19 +70,14 @@ Choice choice_of(const Layer& layer, bool is_backward, int32_t device) {
   if (!settings().persistent || !fits || !counts || layer.projected()) return {};
   const Problem problem{layer.is_lstm, is_backward, layer.call.hidden_size,
                         dtype == Dtype::kFloat32 ? 4 : 2};
-  using Key = std::tuple<int32_t, Dtype, bool, bool, int64_t, int, int>;
+  using Key = std::tuple<int32_t, Dtype, bool, bool, int64_t, int>;
 #ifdef VARLEN_RNN_EMULATE  // whose device changes
   return choose(problem, dtype, device);
 #endif
   static std::mutex mutex;
   static std::map<Key, Choice> choices;
-  const Key key{device,
-                dtype,
-                layer.is_lstm,
-                is_backward,
-                problem.hidden_size,
-                settings().cluster_size,
-                problem.element_size};
+  const Key key{
+      device, dtype, layer.is_lstm, is_backward, problem.hidden_size, settings().cluster_size};
   const std::lock_guard<std::mutex> lock(mutex);
   const auto known = choices.find(key);
   if (known != choices.end()) return known->second;
@@ -124,9 +119,7 @@ struct PlanTensors {
   }
 };
 
-template <class Params>
-Params common(const Layer& layer, const Choice& choice, const PlanTensors& plan) {
-  Params p{};
+void fill_in(const Layer& layer, const Choice& choice, const PlanTensors& plan, Persistent& p) {
   p.team = choice.team;
   p.num_directions = plan.plan.num_directions;
   p.num_teams = plan.plan.num_teams;
@@ -139,7 +132,6 @@ Params common(const Layer& layer, const Choice& choice, const PlanTensors& plan)
   for (int64_t d = 0; d < layer.call.num_directions; ++d) {
     p.weight_hh[d] = device_pointer(layer.weight(d, kWeightHh));
   }
-  return p;
 }
 
 }  // namespace
@@ -148,7 +140,8 @@ bool run_persistent(const Layer& layer, const ForwardTensors& t, int32_t device,
   const Choice choice = choice_of(layer, /*is_backward=*/false, device);
   if (choice.kernel == nullptr) return false;
   const PlanTensors plan(layer, choice, stream);
-  auto p = common<PersistentForward>(layer, choice, plan);
+  PersistentForward p{};
+  fill_in(layer, choice, plan, p);
   const OptionalTensor h_0 = aligned(t.h_0), c_0 = aligned(t.c_0);
   const Tensor inputs = aligned(t.inputs);
   const int64_t H = layer.call.hidden_size;
@@ -172,7 +165,8 @@ bool run_persistent(const Layer& layer, const BackwardTensors& t, int32_t device
   const Choice choice = choice_of(layer, /*is_backward=*/true, device);
   if (choice.kernel == nullptr) return false;
   const PlanTensors plan(layer, choice, stream);
-  auto p = common<PersistentBackward>(layer, choice, plan);
+  PersistentBackward p{};
+  fill_in(layer, choice, plan, p);
   const OptionalTensor d_out = aligned(t.d_out), d_h_n = aligned(t.d_h_n);
   const OptionalTensor d_c_n = aligned(t.d_c_n), d_cells = aligned(t.d_cells);
   const OptionalTensor h_0 = aligned(t.h_0), c_0 = aligned(t.c_0), cells = aligned(t.cells);

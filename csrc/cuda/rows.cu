@@ -98,8 +98,14 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) biases_kernel(Biases p) {
   put<T>(p.to, index, sum);
 }
 
+struct States {
+  DeviceLayout layout;
+  int64_t num_directions, columns;
+  void* to;
+};
+
 template <class T>
-VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) zero_final_kernel(Rows p) {
+VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) zero_final_kernel(States p) {
   const DeviceLayout& l = p.layout;
   const int64_t index = thread_index();
   const int64_t segment = index / p.columns, column = index % p.columns;
@@ -107,7 +113,7 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) zero_final_kernel(Rows p) {
   if (segment >= batch_size(l, 0)) return;
   const int64_t row = final_row_of(l, segment);
   if (row < 0) return;
-  for (int d = 0; d < p.direction; ++d) {
+  for (int64_t d = 0; d < p.num_directions; ++d) {
     store(static_cast<T*>(p.to) + (d * l.num_rows + row) * p.columns + column, from_compute<T>(0));
   }
 }
@@ -165,10 +171,8 @@ void add_biases(Dtype dtype, const void* bias_ih, const void* bias_hh, int64_t c
 void zero_final_rows(Dtype dtype, const DeviceLayout& layout, int64_t num_directions,
                      int64_t columns, void* states, void* stream) {
   for_dtype(dtype, [&](auto zero) {
-    launch_values(
-        layout.num_segments * columns, &zero_final_kernel<decltype(zero)>,
-        Rows{layout, static_cast<int>(num_directions), nullptr, nullptr, columns, columns, states},
-        stream);
+    launch_values(layout.num_segments * columns, &zero_final_kernel<decltype(zero)>,
+                  States{layout, num_directions, columns, states}, stream);
   });
 }
 

@@ -315,8 +315,8 @@ MUTANTS = [
     Mutant(
         "d_c_n not used",
         "generic_backward.cu",
-        "if (row >= 0) d_c = value<T>(p.d_c_n, row * H + at.column);",
-        "if (row >= 0) d_c = 0;",
+        "d_c = state_value<T>(p.d_c_n, final_row_of(p.layout, at.segment), H, at.column);",
+        "d_c = 0;",
         "final cell states have gradients",
         ("generic_backward.cu",),
         OF_GENERIC,
