@@ -28,6 +28,8 @@ CUDA = "VARLEN_RNN_CUDA"
 ARCHS = "VARLEN_RNN_CUDA_ARCHS"
 # Every generation from Turing on, which is the oldest that CUDA 13 compiles for.
 DEFAULT_ARCHS = (75, 80, 86, 89, 90, 100, 120)
+# The first that assembles st.async, by which the blocks of a cluster exchange states (PTX 8.1).
+OLDEST_NVCC = (12, 1)
 WITHOUT = {
     EXTENSION: f"{EXTENSION}=0 installs the pure-Python reference only",
     CUDA: f"{CUDA}=0 leaves the CUDA part out",
@@ -60,17 +62,29 @@ def find_compiler() -> str | None:
 
 def find_nvcc() -> str | None:
     """The CUDA compiler: $CUDACXX if set, else that of $CUDA_HOME, else that of PATH."""
+    if os.environ.get("CUDACXX"):
+        return shutil.which(os.environ["CUDACXX"])
     home = os.environ.get("CUDA_HOME")
-    return shutil.which(os.environ.get("CUDACXX") or (f"{home}/bin/nvcc" if home else "nvcc"))
+    return (shutil.which(f"{home}/bin/nvcc") if home else None) or shutil.which("nvcc")
+
+
+def ask_nvcc(nvcc: str, option: str) -> str:
+    """What it prints when called with this option alone."""
+    return subprocess.run([nvcc, option], stdout=subprocess.PIPE, text=True, check=False).stdout
+
+
+def nvcc_release(nvcc: str) -> tuple[int, ...]:
+    """The CUDA release that it is of, such as (12, 1); empty if it does not say so."""
+    found = re.search(r"\brelease (\d+)\.(\d+)", ask_nvcc(nvcc, "--version"))
+    return tuple(map(int, found.groups())) if found else ()
 
 
 def cuda_archs(nvcc: str) -> list[int]:
-    """The architectures to compile for, ascending; none if this nvcc is too old for clusters."""
-    command = [nvcc, "--list-gpu-arch"]
-    listing = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout
+    """The architectures to compile for, ascending; none if this nvcc does not say what it knows."""
+    listing = ask_nvcc(nvcc, "--list-gpu-arch")
     known = [int(arch) for arch in re.findall(r"^compute_(\d+)$", listing, re.MULTILINE)]
     offered = sorted(arch for arch in known if arch >= DEFAULT_ARCHS[0])
-    if 90 not in offered:
+    if not offered:
         return []
     text = os.environ.get(ARCHS, "")
     if not text:
@@ -132,11 +146,14 @@ class CMakeBuild(build_ext):
     def configure_cuda(self, compiler: str, required: bool) -> bool:
         """Configures with the CUDA part; returns whether that worked, and says it if not."""
         nvcc = find_nvcc()
-        archs = cuda_archs(nvcc) if nvcc else []
+        release = nvcc_release(nvcc) if nvcc else ()
+        archs = cuda_archs(nvcc) if nvcc and release >= OLDEST_NVCC else []
         if not nvcc:
             reason = "no nvcc found ($CUDACXX, $CUDA_HOME/bin/nvcc, PATH)"
         elif not archs:
-            reason = f"{nvcc} does not work or is older than CUDA 12"
+            oldest, found = (".".join(map(str, numbers)) for numbers in (OLDEST_NVCC, release))
+            which = f"{nvcc} (CUDA {found})" if found else nvcc
+            reason = f"{which} is older than CUDA {oldest} or does not work"
         else:
             print(f"varlen_rnn: building _C_cuda with {nvcc}", flush=True)
             definitions = {

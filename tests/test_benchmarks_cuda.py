@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import setuptools
 import torch
 
 ROOT = Path(__file__).parents[1]
@@ -248,12 +251,163 @@ def test_parts_can_be_chosen(device: None, tmp_path: Path, monkeypatch: pytest.M
         gpu_check.main(["--parts", "nothing"])
 
 
+@pytest.fixture
+def built(device: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the copy had been built."""
+    monkeypatch.setattr(gpu_check, "require_build", lambda check: "compiled for sm_90")
+
+
+@pytest.mark.parametrize(
+    ("part", "limit", "said"),
+    [
+        ("build", -1, "no time left for python"),
+        ("build", 3, "no time left for python"),
+        # The tables want 15 of these seconds.
+        ("bench", 18, "no time left for a workload and its tables"),
+    ],
+)
 def test_time_that_is_up_is_said(
-    device: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    built: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    part: str,
+    limit: int,
+    said: str,
 ) -> None:
-    options = ["--output", str(tmp_path / "out"), "--parts", "build", "--limit", "-1"]
+    options = ["--output", str(tmp_path / "out"), "--parts", part, "--limit", str(limit)]
     assert gpu_check.main(options) == 1
-    assert "no time left for" in capsys.readouterr().out
+    assert f"FAILED      0 s  {said}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("count", "line"),
+    [(4, "bench      passed      0 s  4 workloads"), (0, "FAILED      0 s  no workload was timed")],
+)
+def test_a_bench_that_times_nothing_has_failed(
+    built: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int, line: str
+) -> None:
+    package = gpu_check.TREE / "benchmarks"
+    package.mkdir(parents=True)
+    lines = "".join(json.dumps(record) + "\n" for record in sample()[:count])
+    write = f"open(sys.argv[sys.argv.index('--output') + 1], 'w').write({lines!r})"
+    (package / "run.py").write_text(f"import sys; {write}")
+    (package / "compare.py").touch()
+    options = ["--output", str(tmp_path / "out"), "--parts", "bench"]
+    assert gpu_check.main(options) == (0 if count else 1)
+    assert line in capsys.readouterr().out
+
+
+# As the real one: an error changes the status of a program that went well only if asked to.
+PRETEND_SANITIZER = """#!/bin/sh
+case "$2" in
+  racecheck) found={hazards}; what="RACECHECK SUMMARY: {hazards} hazards displayed" ;;
+  *) found={errors}; what="ERROR SUMMARY: {errors} errors" ;;
+esac
+{says} "========= $what"
+case "$*" in *--error-exitcode*) test $found = 0 || exit 9 ;; esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("hazards", "errors", "says", "verdict", "status"),
+    [
+        (0, 0, "echo", "passed", 0),
+        (2, 0, "echo", "FOUND", 0),
+        (0, 1, "echo", "FAILED", 1),
+        (2, 1, "echo", "FAILED", 1),
+        (0, 0, ":", "FAILED", 1),
+    ],
+    ids=["clean", "hazards", "errors", "both", "nothing-said"],
+)
+def test_hazards_are_to_be_read_and_errors_are_failures(
+    built: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    hazards: int,
+    errors: int,
+    says: str,
+    verdict: str,
+    status: int,
+) -> None:
+    script = tmp_path / "compute-sanitizer"
+    script.write_text(PRETEND_SANITIZER.format(hazards=hazards, errors=errors, says=says))
+    script.chmod(0o755)
+    monkeypatch.setattr(gpu_check, "SANITIZER", str(script))
+    options = ["--output", str(tmp_path / "out"), "--parts", "sanitizer"]
+    assert gpu_check.main(options) == status
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if " s  " in x)
+    assert line.split()[:2] == ["sanitizer", verdict]
+    read = "racecheck: 2 hazards displayed, to be read in some-gpu-80gb-check.log"
+    assert (read in line) == (hazards > 0)
+    assert line.count("no summary") == (0 if says == "echo" else 3)
+
+
+@pytest.mark.parametrize(
+    ("versions", "lacking", "there"),
+    [
+        ({"torch": "2.10.0a0", "setuptools": "76.1"}, "setuptools 77.0", "torch 2.10"),
+        ({"torch": "2.9.1", "setuptools": "80"}, "torch 2.10", "setuptools 77.0"),
+    ],
+)
+def test_a_package_that_is_too_old_is_lacking(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    versions: dict[str, str],
+    lacking: str,
+    there: str,
+) -> None:
+    monkeypatch.setattr(gpu_check, "version", versions.__getitem__)
+    assert gpu_check.main([]) == 2
+    (line,) = capsys.readouterr().out.splitlines()
+    assert f"{lacking} or newer (it has {versions[lacking.split()[0]]})" in line
+    assert there not in line
+
+
+PRETEND_NVCC = """#!/bin/sh
+for output; do :; done
+echo "#!/bin/sh" > "$output"
+chmod +x "$output"
+"""
+
+
+def write_nvcc(folder: Path) -> str:
+    """An nvcc that "compiles" whatever it is given to a program that does nothing."""
+    folder.mkdir(parents=True)
+    nvcc = folder / "nvcc"
+    nvcc.write_text(PRETEND_NVCC)
+    nvcc.chmod(0o755)
+    return str(nvcc)
+
+
+PLACES = ("own", "home/bin", "path")
+
+
+@pytest.mark.parametrize("there", list(itertools.product([False, True], repeat=len(PLACES))))
+def test_nvcc_is_the_one_that_setup_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: tuple[bool, ...]
+) -> None:
+    nvccs = [write_nvcc(tmp_path / p) if t else None for p, t in zip(PLACES, there, strict=True)]
+    monkeypatch.setenv("CUDACXX", nvccs[0] or "")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    monkeypatch.setattr(setuptools, "setup", lambda **arguments: None)
+    setup = runpy.run_path(str(ROOT / "setup.py"))
+    assert gpu_check.find_nvcc() == setup["find_nvcc"]() == next(filter(None, nvccs), None)
+
+
+def test_programs_are_compiled_by_that_nvcc(
+    device: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    nvcc = write_nvcc(tmp_path / "home" / "bin")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("CUDACXX", raising=False)
+    options = ["--output", str(tmp_path / "out"), "--parts", "wrappers"]
+    assert gpu_check.main(options) == 0, capsys.readouterr().out
+    assert f"$ {nvcc} -std=c++17" in (tmp_path / "out" / "some-gpu-80gb-check.log").read_text()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -35,8 +35,11 @@ if(VARLEN_RNN_CUDA)
 endif()
 """
 PRETEND_NVCC = """#!/bin/sh
-test "$1" = --list-gpu-arch || exit {status}
-printf 'compute_%s\\n' {archs}
+case "$1" in
+  --version) echo "Cuda compilation tools, release {release}, V{release}.66" ;;
+  --list-gpu-arch) printf 'compute_%s\\n' 50 75 80 86 90 103 ;;
+  *) exit {status} ;;
+esac
 """
 
 
@@ -52,9 +55,10 @@ class Project:
         self.module = folder / "varlen_rnn" / f"_C{SUFFIX}"
         self.cuda_module = folder / "varlen_rnn" / f"_C_cuda{SUFFIX}"
 
-    def nvcc(self, archs: str = "50 75 80 86 90 103", status: int = 0) -> str:
-        path = self.folder / "nvcc"
-        path.write_text(PRETEND_NVCC.format(archs=archs, status=status))
+    def nvcc(self, release: str = "12.1", status: int = 0, folder: str = ".") -> str:
+        path = self.folder / folder / "nvcc"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(PRETEND_NVCC.format(release=release, status=status))
         path.chmod(0o755)
         return str(path)
 
@@ -78,10 +82,11 @@ def project(tmp_path: Path) -> Project:
 
 
 @pytest.mark.parametrize("cuda", ["", "1"])
+@pytest.mark.parametrize("release", ["12.1", "12.10", "13.0"])
 def test_where_nvcc_works_the_cuda_part_is_built_for_what_nvcc_knows(
-    project: Project, cuda: str
+    project: Project, cuda: str, release: str
 ) -> None:
-    result = project.build(CUDACXX=project.nvcc(), VARLEN_RNN_CUDA=cuda)
+    result = project.build(CUDACXX=project.nvcc(release), VARLEN_RNN_CUDA=cuda)
     assert result.returncode == 0, result.stderr
     assert project.module.exists()
     assert project.cuda_module.read_text() == "75;80;86;90"
@@ -96,11 +101,25 @@ def test_the_architectures_can_be_chosen(project: Project, text: str, archs: str
     assert project.cuda_module.read_text() == archs
 
 
-def test_nvcc_is_found_below_cuda_home(project: Project) -> None:
-    (project.folder / "bin").mkdir()
-    shutil.move(project.nvcc(), project.folder / "bin" / "nvcc")
-    result = project.build(CUDACXX="", CUDA_HOME=str(project.folder))
+@pytest.mark.parametrize(
+    ("places", "taken"),
+    [
+        (("own", "home/bin", "path"), "own"),
+        (("home/bin", "path"), "home/bin"),
+        (("path",), "path"),
+    ],
+)
+def test_nvcc_is_that_of_cudacxx_or_of_cuda_home_or_of_path(
+    project: Project, places: tuple[str, ...], taken: str
+) -> None:
+    nvccs = {place: project.nvcc(folder=place) for place in places}
+    result = project.build(
+        CUDACXX=nvccs.get("own", ""),
+        CUDA_HOME=str(project.folder / "home"),
+        PATH=os.pathsep.join([str(project.folder / "path"), os.environ["PATH"]]),
+    )
     assert result.returncode == 0, result.stderr
+    assert f"varlen_rnn: building _C_cuda with {nvccs[taken]}\n" in result.stdout
     assert project.cuda_module.read_text() == "75;80;86;90"
 
 
@@ -108,22 +127,25 @@ def without_cuda(project: Project, case: str) -> dict[str, str]:
     """The environment of one way to have no CUDA part."""
     if case == "failing":
         return {"CUDACXX": project.nvcc(status=1)}
-    if case == "old":
-        return {"CUDACXX": project.nvcc(archs="75 80 86")}
+    if case == "not-nvcc":
+        return {"CUDACXX": shutil.which("true") or ""}
+    if case in ("11.8", "12.0"):
+        return {"CUDACXX": project.nvcc(case)}
     if case == "switched-off":
         return {"CUDACXX": project.nvcc(), "VARLEN_RNN_CUDA": "0"}
     return {"CUDACXX": str(project.folder / "nowhere" / "nvcc")}
 
 
-@pytest.mark.parametrize(
-    ("case", "said"),
-    [
-        ("missing", "no nvcc found"),
-        ("failing", "nvcc failed CMake's check"),
-        ("old", "does not work or is older than CUDA 12"),
-        ("switched-off", ""),
-    ],
-)
+REASONS = [
+    ("missing", "no nvcc found"),
+    ("failing", "nvcc failed CMake's check"),
+    ("not-nvcc", "/true is older than CUDA 12.1 or does not work"),
+    ("11.8", "nvcc (CUDA 11.8) is older than CUDA 12.1 or does not work"),
+    ("12.0", "nvcc (CUDA 12.0) is older than CUDA 12.1 or does not work"),
+]
+
+
+@pytest.mark.parametrize(("case", "said"), [*REASONS, ("switched-off", "")])
 def test_without_a_cuda_part_the_rest_is_built_and_nothing_old_is_left(
     project: Project, case: str, said: str
 ) -> None:
@@ -138,13 +160,13 @@ def test_without_a_cuda_part_the_rest_is_built_and_nothing_old_is_left(
     assert all(said in line for line in lines)
 
 
-@pytest.mark.parametrize("case", ["missing", "failing", "old"])
-def test_the_cuda_part_can_be_demanded(project: Project, case: str) -> None:
+@pytest.mark.parametrize(("case", "said"), REASONS)
+def test_the_cuda_part_can_be_demanded(project: Project, case: str, said: str) -> None:
     result = project.build(**without_cuda(project, case), VARLEN_RNN_CUDA="1")
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
     assert last.startswith("varlen_rnn: VARLEN_RNN_CUDA=1, but ")
-    assert "nvcc" in last
+    assert said in last
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,20 @@ def test_a_full_batch_that_was_seen_before_costs_nothing() -> None:
     assert layout.full(10**4, 10, **options) is not layout.full(10**4, 10, **options)
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_full_batch_of_another_device_is_made_there_and_not_kept(batch_first: bool) -> None:
+    meta = torch.device("meta")
+    options = {"batch_first": batch_first, "bidirectional": True}
+    got, expected = layout.full(3, 4, **options, device=meta), layout.full(3, 4, **options)
+    for name in ARRAYS:
+        array, truth = getattr(got, name), getattr(expected, name)
+        assert (array is None) == (truth is None), name
+        if array is not None:
+            assert (array.shape, array.dtype, array.device) == (truth.shape, truth.dtype, meta)
+    assert got is not layout.full(3, 4, **options, device=meta)
+    assert got.to(meta) is got
+
+
 @pytest.mark.parametrize(
     "mode", [torch.inference_mode, FakeTensorMode, lambda: torch.device("meta")]
 )
@@ -156,6 +170,22 @@ def test_only_batch_sizes_stay_on_the_cpu() -> None:
     got = of_lengths([2, 0, 3], 3, batch_first=True, bidirectional=True).to(torch.device("meta"))
     assert [getattr(got, name).device.type for name in ARRAYS] == ["cpu", *["meta"] * 4]
     assert got.num_rows == 3
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
+def test_only_cuda_may_read_the_host_s_memory_later(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got = of_lengths([2, 0, 3], 3, batch_first=True, bidirectional=True)
+    seen = []
+
+    def to(array: torch.Tensor, device: torch.device, *, non_blocking: bool) -> torch.Tensor:
+        seen.append((device.type, non_blocking))
+        return array
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    got.to(torch.device(kind))
+    assert seen == [(kind, kind == "cuda")] * 4
 
 
 @pytest.mark.skipif(not HAS_EXTENSION, reason="there are no compiled ops")

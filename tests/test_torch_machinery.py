@@ -1,6 +1,11 @@
-"""What surrounds an RNN in torch: autocast, default devices, forward mode, batching, meta."""
+"""What surrounds an RNN in torch: autocast, devices, forward mode, batching, meta, compilers."""
 
 from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
+
+import varlen_rnn
+from varlen_rnn import _extension, _forms
 
 both_cells = pytest.mark.parametrize("cell", CELLS)
 LENGTHS = [4, 0, 3]
@@ -147,3 +155,107 @@ def test_directions_have_gradients_of_their_own(cell: str) -> None:
     loss = (scale * gradients[0]).sum()
     gradients[4].mul_(0.5)
     loss.backward()
+
+
+# Of these devices only the first runs the kernels, says what stands for them.
+CUDA = [torch.device("cuda", index) for index in range(2)]
+NO_IMAGE = "cudaFuncGetAttributes: no kernel image is available"
+
+
+@pytest.fixture
+def _cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """CUDA kernels, as far as anyone asks for them before they run."""
+
+    def why_not_on(index: int) -> str:
+        torch._dynamo.graph_break()  # cannot be traced
+        return {0: "", 1: NO_IMAGE}[index]
+
+    kernels = SimpleNamespace(why_not_on=why_not_on)
+    monkeypatch.setattr(varlen_rnn, "_C_cuda", kernels, raising=False)
+    monkeypatch.setattr(_extension, "CUDA_UNAVAILABLE", None)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    _extension._runs_on.cache_clear()
+    torch._dynamo.reset()
+    yield
+    _extension._runs_on.cache_clear()
+
+
+needs_cuda_kernels = pytest.mark.usefixtures("_cuda")
+
+
+@needs_cuda_kernels
+def test_a_device_without_kernels_is_named_once() -> None:
+    assert _extension.supports_cuda(CUDA[0])
+    with pytest.warns(RuntimeWarning, match=rf"not in use on cuda:1 \({NO_IMAGE}\); the plain"):
+        assert not _extension.supports_cuda(CUDA[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not _extension.supports_cuda(CUDA[1])
+
+
+@needs_cuda_kernels
+def test_rocm_has_no_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert not _extension.supports_cuda(CUDA[0])
+
+
+@needs_cuda_kernels
+@pytest.mark.filterwarnings("ignore:varlen_rnn. the CUDA kernels are not in use")
+def test_whether_there_are_kernels_is_a_constant_to_torch_compile() -> None:
+    def choose(x: Tensor, device: torch.device) -> Tensor:
+        return x + 1 if _extension.supports_cuda(device) else x - 1
+
+    compiled = torch.compile(choose, backend="eager", fullgraph=True)
+    for device, expected in zip(CUDA, (1, -1), strict=True):
+        for _ in range(2):
+            assert compiled(torch.zeros(()), device) == expected
+
+
+def test_the_switch_of_tf32_is_read_under_torch_compile() -> None:
+    rnn = torch.backends.cudnn.rnn
+
+    def choose(x: Tensor) -> Tensor:
+        return x + 1 if rnn.fp32_precision == "tf32" else x - 1
+
+    compiled, before = torch.compile(choose, backend="eager", fullgraph=True), rnn.fp32_precision
+    try:
+        for precision, expected in (("tf32", 1), ("ieee", -1)):
+            rnn.fp32_precision = precision
+            assert compiled(torch.zeros(())) == expected
+    finally:
+        rnn.fp32_precision = before
+
+
+@pytest.mark.skipif(not HAS_EXTENSION, reason="there are no ops")
+@needs_cuda_kernels
+@both_cells
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_full_batch_on_cuda_takes_nothing_from_the_host(
+    cell: str, batch_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is compiled in one graph: on fake tensors, which need no device."""
+    monkeypatch.setattr(nn.RNNBase, "reset_parameters", lambda rnn: None)  # there are no numbers
+    with FakeTensorMode(), torch.no_grad():
+        rnn = OURS[cell](3, 5, 2, batch_first=batch_first, bidirectional=True, device="cuda")
+        x = torch.empty(2, 4, 3, device="cuda")
+        layout = _forms.read("test", x, (None,) * 4, batch_first, True).layout
+        arrays = [layout.batch_sizes, layout.rows, layout.reverse]
+        arrays += [layout.initial_row, layout.final_row]
+        assert {array.device for array in arrays if array is not None} == {CUDA[0]}
+        for run in (rnn, torch.compile(rnn, backend="eager", fullgraph=True)):
+            out = run(x)[0]
+            assert (out.shape, out.device) == ((2, 4, 10), CUDA[0])
+
+
+def test_a_full_batch_on_cuda_without_kernels_does_not_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The reference reads how many rows each step has, so that stays on the CPU."""
+    monkeypatch.setattr(_extension, "CUDA_UNAVAILABLE", "the test says so")
+    with FakeTensorMode():
+        x = torch.empty(2, 4, 3, device="cuda")
+        layout = _forms.read("test", x, (None,) * 4, False, True).layout
+    assert layout.batch_sizes.is_cpu
+    assert layout.reverse.is_cuda
+    assert layout.initial_row.is_cuda

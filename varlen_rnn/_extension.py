@@ -51,14 +51,36 @@ UNAVAILABLE = _load()
 CUDA_UNAVAILABLE = _load_cuda() if UNAVAILABLE is None else UNAVAILABLE
 
 
-@functools.cache
 def supports_cuda(device: torch.device) -> bool:
-    """Whether there are compiled kernels for a CUDA device; the first call asks the driver."""
-    if CUDA_UNAVAILABLE is not None:
+    """Whether there are compiled kernels for a tensor's device, of type ``cuda``.
+
+    The first call for a device asks the driver, and warns if there are none for it alone.
+    """
+    # torch for ROCm calls its devices cuda, too.
+    if CUDA_UNAVAILABLE is not None or torch.version.cuda is None:
         return False
+    return _runs_on(device)
+
+
+# So torch.compile takes the answer as a constant, and does not trace what asks the driver. This is
+# all that torch.compiler.assume_constant_result does, but that imports torch._dynamo, for a second.
+supports_cuda._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _runs_on(device: torch.device) -> bool:
     from varlen_rnn import _C_cuda
 
-    return _C_cuda.runs_on(device.index)
+    with torch.cuda.device(device):  # and back, without a context on a device that has none
+        reason = _C_cuda.why_not_on(device.index)
+    if reason:
+        warnings.warn(
+            f"varlen_rnn: the CUDA kernels are not in use on {device} ({reason}); "
+            "the plain PyTorch reference runs instead",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return not reason
 
 
 @functools.cache

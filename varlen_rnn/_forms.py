@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from varlen_rnn import layout
+from varlen_rnn import layout, ops
 from varlen_rnn._checks import (
     Lengths,
     Mask,
@@ -99,6 +99,8 @@ def _padded(
             num_rows,
             batch_first=batch_first and not unbatched,
             bidirectional=bidirectional,
+            # From there nothing is copied, so that a CUDA graph can be captured.
+            device=x.device if x.is_cuda and ops.compiled(x) else torch.device("cpu"),
         )
     else:
         symbols = "[T]" if unbatched else "[B, T]" if batch_first else "[T, B]"

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,11 +35,14 @@ from varlen_rnn import _extension, _index_arrays
 class Layout:
     """Index arrays that say everything about a ragged batch; below, padding does not exist.
 
-    All arrays are int64. ``batch_sizes`` lies on the CPU, the others on the tokens' device.
+    All arrays are int64. Where ``batch_sizes`` lies decides what they are like:
 
-    Where lengths or a mask lie on another device than the CPU, nobody waits for their values: all
-    arrays of the layout lie there, too, and are as large as they may have to be. ``batch_sizes``
-    ends in zeros then, and of the other arrays only the first N or G elements count.
+    - On the CPU: the sizes are exactly those given here, and the other arrays are brought to the
+      tokens' device by :meth:`to`.
+    - On another device: so do all others. That is so where lengths, a mask or resets lie there, and
+      nobody waits for their values: arrays are as large as they may have to be, ``batch_sizes``
+      ends in zeros, and of the others only the first N or G elements count. It is so, too, for
+      batches without padding on CUDA, whose sizes are exact: nothing is copied from the host.
 
     Attributes:
         batch_sizes: ``[S]``, active segments at each step, non-increasing:
@@ -76,14 +80,14 @@ class Layout:
         )
 
     def to(self, device: torch.device) -> Layout:
-        """Returns the layout with every array but ``batch_sizes`` on ``device``."""
+        """Returns the layout with every array on ``device``, but ``batch_sizes`` where it was."""
         reverse = self.reverse
         if self.initial_row.device == device and (reverse is None or reverse.device == device):
             return self
 
         def move(array: Tensor) -> Tensor:
-            # CUDA reads pageable memory before the call returns, so nobody need wait for it.
-            return array.to(device, non_blocking=True)
+            # CUDA reads pageable memory before the call returns; others may read it too late.
+            return array.to(device, non_blocking=device.type == "cuda")
 
         return Layout(
             self.batch_sizes,
@@ -95,7 +99,17 @@ class Layout:
         )
 
 
-def full(num_steps: int, num_rows: int, *, batch_first: bool, bidirectional: bool) -> Layout:
+_CPU = torch.device("cpu")
+
+
+def full(
+    num_steps: int,
+    num_rows: int,
+    *,
+    batch_first: bool,
+    bidirectional: bool,
+    device: torch.device = _CPU,
+) -> Layout:
     """Layout of a batch without padding.
 
     Args:
@@ -103,9 +117,12 @@ def full(num_steps: int, num_rows: int, *, batch_first: bool, bidirectional: boo
         num_rows: ``B``.
         batch_first: whether the flat tensor is ``[B * T, I]`` (True) or ``[T * B, I]`` (False).
         bidirectional: whether ``reverse`` is wanted.
+        device: where all arrays are made, ``batch_sizes`` included.
     """
-    make = _small_full if num_steps * num_rows <= _SMALL and _eager() else _full
-    return make(num_steps, num_rows, batch_first, bidirectional)
+    # What another device holds belongs to a stream, or to a CUDA graph, and is not kept.
+    is_small = num_steps * num_rows <= _SMALL and device.type == "cpu"
+    make = _small_full if is_small and _eager() else _full
+    return make(num_steps, num_rows, batch_first, bidirectional, device)
 
 
 # One step of a few rows takes no longer than to make its layout; so those few are kept.
@@ -113,21 +130,23 @@ _SMALL = 64
 
 
 @functools.lru_cache(maxsize=64)
-def _small_full(num_steps: int, num_rows: int, batch_first: bool, bidirectional: bool) -> Layout:
+def _small_full(*args: Any) -> Layout:
     with torch.inference_mode(mode=False):  # or autograd could not save the arrays later
-        return _full(num_steps, num_rows, batch_first, bidirectional)
+        return _full(*args)
 
 
-def _full(num_steps: int, num_rows: int, batch_first: bool, bidirectional: bool) -> Layout:
-    batch_sizes = torch.full((num_steps if num_rows else 0,), num_rows, device="cpu")
-    segments = _index_arrays.arange(num_rows if num_steps else 0)
+def _full(
+    num_steps: int, num_rows: int, batch_first: bool, bidirectional: bool, device: torch.device
+) -> Layout:
+    batch_sizes = torch.full((num_steps if num_rows else 0,), num_rows, device=device)
+    segments = torch.arange(num_rows if num_steps else 0, device=device)
     rows = reverse = None
     if batch_first and num_rows > 1:
-        rows = _index_arrays.arange(num_rows * num_steps).view(num_rows, num_steps).t().reshape(-1)
+        flat_row = torch.arange(num_rows * num_steps, device=device)
+        rows = flat_row.view(num_rows, num_steps).t().reshape(-1)
     if bidirectional:
-        reverse = (
-            _index_arrays.arange(num_rows * num_steps).view(num_steps, num_rows).flip(0).reshape(-1)
-        )
+        token = torch.arange(num_rows * num_steps, device=device)
+        reverse = token.view(num_steps, num_rows).flip(0).reshape(-1)
     return Layout(batch_sizes, rows, reverse, segments, segments, num_rows)
 
 

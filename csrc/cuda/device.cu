@@ -8,7 +8,7 @@ simt::Device device_properties(int index) { return simt::device_properties(index
 #ifdef VARLEN_RNN_EMULATE
 
 void use_device(int) {}
-bool runs_on(int) { return true; }
+bool is_capturing(void*) { return emulator::settings().is_capturing; }
 
 #else
 
@@ -18,16 +18,23 @@ namespace {
 VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(32, 1) any_kernel(int) {}
 }  // namespace
 
-bool runs_on(int index) {
-  int before = 0;
-  simt::check(cudaGetDevice(&before), "cudaGetDevice");
-  use_device(index);
-  cudaFuncAttributes attributes;
-  const cudaError_t error =
-      cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(&any_kernel));
+std::string why_not_on(int index) {
+  const char* call = "cudaSetDevice";
+  cudaError_t error = cudaSetDevice(index);
+  if (error == cudaSuccess) {
+    call = "cudaFuncGetAttributes";
+    cudaFuncAttributes attributes;
+    error = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(&any_kernel));
+  }
   cudaGetLastError();  // not an error of the next call
-  use_device(before);
-  return error == cudaSuccess;
+  return error == cudaSuccess ? "" : std::string(call) + ": " + cudaGetErrorString(error);
+}
+
+bool is_capturing(void* stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  simt::check(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status),
+              "cudaStreamIsCapturing");
+  return status != cudaStreamCaptureStatusNone;
 }
 
 #endif

@@ -1,4 +1,7 @@
 // The generic path: a step at a time, one product of the active segments' h and one kernel each.
+#include <algorithm>
+#include <vector>
+
 #include "cuda/layer.h"
 
 namespace varlen_rnn::cuda {
@@ -14,6 +17,25 @@ void fill_in(const Layer& layer, int64_t direction, Generic& p) {
   p.output_size = layer.call.output_size;
 }
 
+// The segments that each step has, or may have. Waits for the device only if it alone knows how many
+// steps there are: rows that lie one behind the other, of which nothing but N is known, would cost
+// launches for N steps.
+std::vector<int64_t> segments_of_steps(const LayoutTensors& l, void* stream) {
+  if (l.exact) return l.host_batch_sizes;
+  const int64_t N = l.layout.num_tokens, G = l.layout.num_segments;
+  std::vector<int64_t> segments(static_cast<size_t>(l.layout.num_steps));
+  if (l.layout.num_steps == N && G > 1 && !is_capturing(stream)) {
+    Tensor sizes = to_host(l.batch_sizes);
+    const int64_t* values = sizes.const_data_ptr<int64_t>();
+    const int64_t* end = std::find(values, values + N, 0);
+    return {values, end};
+  }
+  for (int64_t s = 0; s < l.layout.num_steps; ++s) {
+    segments[static_cast<size_t>(s)] = std::min(G, N / (s + 1));  // N is not enough for more
+  }
+  return segments;
+}
+
 }  // namespace
 
 void run_generic(const Layer& layer, const ForwardTensors& t, void* stream) {
@@ -27,6 +49,9 @@ void run_generic(const Layer& layer, const ForwardTensors& t, void* stream) {
   const Tensor c = torch::stable::new_empty(x, {layer.is_lstm ? G : 0, H}, compute);
   OptionalTensor hidden;
   if (layer.projected()) hidden = torch::stable::new_empty(x, {G, H});
+
+  const std::vector<int64_t> segments_of = segments_of_steps(layer.layout, stream);
+  const int64_t num_steps = static_cast<int64_t>(segments_of.size());
 
   for (int64_t d = 0; d < D; ++d) {
     GenericForward p{};
@@ -48,8 +73,8 @@ void run_generic(const Layer& layer, const ForwardTensors& t, void* stream) {
 
     generic_start(p, stream);
     const Tensor weight_hh = transposed(layer.weight(d, kWeightHh));
-    for (int64_t step = 0; step < l.num_steps; ++step) {
-      const int64_t segments = layer.layout.segments_of(step);
+    for (int64_t step = 0; step < num_steps; ++step) {
+      const int64_t segments = segments_of[static_cast<size_t>(step)];
       const Tensor active = slice(h, 0, 0, segments);
       mm_out(active, weight_hh, slice(products, 0, 0, segments));
       generic_step(p, step, segments, stream);
@@ -74,6 +99,8 @@ void run_generic(const Layer& layer, const BackwardTensors& t, void* stream) {
     step_projected = torch::stable::new_empty(x, {G, P});
     d_hidden = torch::stable::new_empty(x, {G, H});
   }
+  const std::vector<int64_t> segments_of = segments_of_steps(layer.layout, stream);
+  const int64_t num_steps = static_cast<int64_t>(segments_of.size());
 
   for (int64_t d = 0; d < D; ++d) {
     GenericBackward p{};
@@ -101,8 +128,8 @@ void run_generic(const Layer& layer, const BackwardTensors& t, void* stream) {
 
     // The columns that W_hh's product takes: of a GRU those behind the first n.
     const Tensor to_h = layer.is_lstm ? step_gates : slice(step_gates, 1, H, 3 * H);
-    for (int64_t step = l.num_steps - 1; step >= 0; --step) {
-      const int64_t segments = layer.layout.segments_of(step);
+    for (int64_t step = num_steps - 1; step >= 0; --step) {
+      const int64_t segments = segments_of[static_cast<size_t>(step)];
       if (d_hidden) {
         generic_collect(p, step, segments, stream);
         mm_out(slice(*step_projected, 0, 0, segments), layer.weight(d, kWeightHr),

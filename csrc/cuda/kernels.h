@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "../params.h"
 #include "cuda/device.h"
@@ -15,8 +16,11 @@ namespace varlen_rnn::cuda {
 simt::Device device_properties(int index);
 // Makes a device the current one of this library's CUDA runtime.
 void use_device(int index);
-// Whether this library holds machine code or PTX for a device.
-bool runs_on(int index);
+// Why this library cannot run on a device: what CUDA says of the first call that fails, or "". Leaves
+// the device the current one.
+std::string why_not_on(int index);
+// Whether work on a stream is being recorded for a CUDA graph, so that nobody may wait for it.
+bool is_capturing(void* stream);
 
 // plan.cu
 void make_plan(const Plan& p, void* stream);

@@ -8,6 +8,8 @@
 #include "cuda/simt.cuh"
 
 #ifndef VARLEN_RNN_EMULATE
+#include <algorithm>
+#include <initializer_list>
 #include <map>
 #include <mutex>
 #include <stdexcept>
@@ -27,6 +29,13 @@ inline void check(cudaError_t error, const char* call) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // reported here, so not by whoever asks next
   throw std::runtime_error(std::string(call) + ": " + cudaGetErrorString(error));
+}
+
+// Whether an error is one of these, which answer a question; then it is forgotten.
+inline bool is_answer(cudaError_t error, std::initializer_list<cudaError_t> answers) {
+  if (std::find(answers.begin(), answers.end(), error) == answers.end()) return false;
+  cudaGetLastError();
+  return true;
 }
 
 // Cached; the current device where index is -1.
@@ -111,6 +120,10 @@ int max_active_clusters(const Launch& launch, void (*kernel)(P)) {
   if (launch.shared_bytes > device.max_shared_bytes) return 0;
   if (launch.cluster_size > static_cast<unsigned>(device.max_cluster_size)) return 0;
   const void* function = reinterpret_cast<const void*>(kernel);
+  cudaFuncAttributes attributes;
+  const cudaError_t there = cudaFuncGetAttributes(&attributes, function);
+  if (is_answer(there, {cudaErrorNoKernelImageForDevice, cudaErrorInvalidDeviceFunction})) return 0;
+  check(there, "cudaFuncGetAttributes");
   allow(function, launch);
   int active = 0;
   if (launch.cluster_size == 1) {
@@ -121,10 +134,12 @@ int max_active_clusters(const Launch& launch, void (*kernel)(P)) {
   }
   cudaLaunchAttribute attribute;
   const cudaLaunchConfig_t config = launch_config(launch, attribute);
-  if (cudaOccupancyMaxActiveClusters(&active, function, &config) != cudaSuccess) {
-    cudaGetLastError();  // an answer, not an error
+  const cudaError_t error = cudaOccupancyMaxActiveClusters(&active, function, &config);
+  if (is_answer(error, {cudaErrorInvalidClusterSize, cudaErrorInvalidConfiguration,
+                        cudaErrorLaunchOutOfResources, cudaErrorInvalidValue})) {
     return 0;
   }
+  check(error, "cudaOccupancyMaxActiveClusters");
   return active;
 }
 

@@ -19,14 +19,9 @@ struct LayoutTensors {
 
   LayoutTensors(const char* op, const Tensor& x, int64_t num_directions, const Tensor& batch_sizes,
                 const OptionalTensor& rows, const OptionalTensor& reverse,
-                const Tensor& initial_row, const Tensor& final_row, int64_t num_rows);
+                const Tensor& initial_row, const Tensor& final_row, int64_t num_rows, void* stream);
 
   bool is_empty() const { return layout.num_tokens == 0; }
-  // Segments that step s has, or may have: N tokens are not enough for more.
-  int64_t segments_of(int64_t step) const {
-    if (exact) return host_batch_sizes[static_cast<size_t>(step)];
-    return std::min(layout.num_segments, layout.num_tokens / (step + 1));
-  }
 };
 
 struct Layer {

@@ -29,7 +29,7 @@ const int64_t* indices(const OptionalTensor& tensor) {
 LayoutTensors::LayoutTensors(const char* op, const Tensor& x, int64_t num_directions,
                              const Tensor& sizes, const OptionalTensor& given_rows,
                              const OptionalTensor& given_reverse, const Tensor& given_initial,
-                             const Tensor& given_final, int64_t num_rows)
+                             const Tensor& given_final, int64_t num_rows, void* stream)
     : batch_sizes(sizes),
       first_token(sizes),
       initial_row(given_initial),
@@ -46,6 +46,9 @@ LayoutTensors::LayoutTensors(const char* op, const Tensor& x, int64_t num_direct
                   to_string(sizes.sizes()));
   check_dtype(op, "batch_sizes", sizes, ScalarType::Long);
   if (!exact) check_place(op, "batch_sizes", sizes, place);
+  // A graph would copy from where the array no longer is.
+  STD_TORCH_CHECK(!exact || !is_capturing(stream), op,
+                  ": lengths must be on the device while a CUDA graph is captured, got cpu");
   batch_sizes = dense(sizes);
   layout.num_steps = batch_sizes.numel();
   if (given_rows) {

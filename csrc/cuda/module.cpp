@@ -48,5 +48,5 @@ PYBIND11_MODULE(_C_cuda, m) {
   m.def("settings", &varlen_rnn::cuda::settings, py::return_value_policy::reference);
   m.def("compiled_for", &compiled_for);
   m.def("device", &device);
-  m.def("runs_on", &varlen_rnn::cuda::runs_on, py::arg("device"));
+  m.def("why_not_on", &varlen_rnn::cuda::why_not_on, py::arg("device"));
 }

@@ -119,11 +119,12 @@ ForwardResult run_forward(const char* op, int64_t num_gates, bool training, cons
   const CheckedInput input(op, num_gates, x, weights, call);
   const int64_t D = call.num_directions, H = call.hidden_size, P = call.output_size;
   const OnDevice device(place.index);
-  const Layer layer{is_lstm,
-                    allow_tf32,
-                    call,
-                    input,
-                    {op, x, D, batch_sizes, rows, reverse, initial_row, final_row, num_rows}};
+  const Layer layer{
+      is_lstm,
+      allow_tf32,
+      call,
+      input,
+      {op, x, D, batch_sizes, rows, reverse, initial_row, final_row, num_rows, device.stream()}};
   const DeviceLayout& l = layer.layout.layout;
 
   ForwardTensors t{x, {}, {}, x, x, {}, {}, {}};
@@ -225,11 +226,12 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
   const int64_t D = call.num_directions, I = call.input_size, H = call.hidden_size;
   const int64_t P = call.output_size, R = x.size(0), N = rows ? rows->numel() : R;
   const OnDevice device(place.index);
-  const Layer layer{is_lstm,
-                    allow_tf32,
-                    call,
-                    input,
-                    {op, x, D, batch_sizes, rows, reverse, initial_row, final_row, num_rows}};
+  const Layer layer{
+      is_lstm,
+      allow_tf32,
+      call,
+      input,
+      {op, x, D, batch_sizes, rows, reverse, initial_row, final_row, num_rows, device.stream()}};
   const DeviceLayout& l = layer.layout.layout;
   void* const stream = device.stream();
 

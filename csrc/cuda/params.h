@@ -45,11 +45,11 @@ struct Plan {
   DeviceLayout layout;
   int num_directions;    // D
   int num_teams;         // of each direction
-  int capacity;          // steps that a team may have at most
-  int32_t* chain_start;  // [G]                          scratch: a segment's first step in its slot
-  int32_t* load;         // [num_teams * kSlots]         scratch: steps of each slot
-  int32_t* num_steps;    // [num_teams]                  out
-  Turn* turns;           // [D, num_teams, capacity, kSlots]  out, of each team's steps
+  int capacity;          // steps that all teams may have together at most
+  int32_t* chain_start;  // [G]                    scratch: a segment's first step in its slot
+  int32_t* load;         // [num_teams * kSlots]   scratch: steps of each slot
+  int32_t* first_step;   // [num_teams + 1]        out: of each team among all teams' steps
+  Turn* turns;           // [D, capacity, kSlots]  out: of all teams' steps, one team behind another
 };
 
 // How the blocks of a cluster share the work; made by team.h.
@@ -71,15 +71,15 @@ struct Team {
 // What both passes have.
 struct Persistent {
   Team team;
-  int num_directions;        // D
-  int num_teams;             // of each direction
-  int capacity;              // as in Plan
-  int64_t num_rows;          // B
-  int64_t num_tokens;        // N, capacity
-  int64_t hidden_size;       // H, a multiple of 8
-  const int32_t* num_steps;  // [num_teams]
-  const Turn* turns;         // [D, num_teams, capacity, kSlots]
-  const void* weight_hh[2];  // [gates * H, H]      in, storage
+  int num_directions;         // D
+  int num_teams;              // of each direction
+  int capacity;               // as in Plan
+  int64_t num_rows;           // B
+  int64_t num_tokens;         // N, capacity
+  int64_t hidden_size;        // H, a multiple of 8
+  const int32_t* first_step;  // [num_teams + 1]
+  const Turn* turns;          // [D, capacity, kSlots]
+  const void* weight_hh[2];   // [gates * H, H]      in, storage
 };
 
 struct PersistentForward : Persistent {

@@ -143,7 +143,7 @@ template <class Cell, class E, int kTiles, int kResident, int kMaxWarps>
 VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kMaxWarps * 32, 1) persistent_forward(PersistentForward p) {
   using W = Worker<E, kTiles, kResident>;
   using Storage = typename E::Storage;
-  W w(p.team, p.turns, p.num_steps, p.num_teams, p.capacity, /*walk_backwards=*/false);
+  W w(p, /*walk_backwards=*/false);
   const int64_t H = p.hidden_size;
   const int units = p.team.units;
   if (w.num_steps == 0) return;

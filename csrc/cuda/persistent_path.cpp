@@ -66,8 +66,9 @@ Choice choice_of(const Layer& layer, bool is_backward, int32_t device) {
   const bool fits = dtype == Dtype::kBFloat16 || dtype == Dtype::kFloat16 ||
                     (dtype == Dtype::kFloat32 && layer.allow_tf32);
   const DeviceLayout& l = layer.layout.layout;
-  const bool counts = l.num_tokens < INT32_MAX && l.num_flat_rows < INT32_MAX;  // turns are int32
-  if (!settings().persistent || !fits || !counts || layer.projected()) return {};
+  // Turns, and where they lie, are int32.
+  const int64_t most = std::max(layer.call.num_directions * l.num_tokens, l.num_flat_rows);
+  if (!settings().persistent || !fits || most >= INT32_MAX || layer.projected()) return {};
   const Problem problem{layer.is_lstm, is_backward, layer.call.hidden_size,
                         dtype == Dtype::kFloat32 ? 4 : 2};
   using Key = std::tuple<int32_t, Dtype, bool, bool, int64_t, int>;
@@ -88,28 +89,29 @@ Choice choice_of(const Layer& layer, bool is_backward, int32_t device) {
 // than there are segments.
 struct PlanTensors {
   Plan plan{};
-  Tensor chain_start, load, num_steps, turns;
+  Tensor chain_start, load, first_step, turns;
 
   PlanTensors(const Layer& layer, const Choice& choice, void* stream)
       : chain_start(ints(layer, layer.layout.layout.num_segments)),
         load(chain_start),
-        num_steps(chain_start),
+        first_step(chain_start),
         turns(chain_start) {
     const DeviceLayout& l = layer.layout.layout;
     const int64_t D = layer.call.num_directions;
     const int64_t teams =
         std::max<int64_t>(1, std::min<int64_t>(choice.active_clusters / D, l.num_segments));
-    const int64_t capacity = ceil_div(l.num_tokens, teams * kSlots) + l.num_steps;
+    const int64_t longest_chain = ceil_div(l.num_tokens, teams * kSlots) + l.num_steps;
+    const int64_t capacity = std::min(l.num_tokens, teams * longest_chain);
     load = ints(layer, teams * kSlots);
-    num_steps = ints(layer, teams);
-    turns = ints(layer, D * teams * capacity * kSlots * static_cast<int64_t>(sizeof(Turn)) / 4);
+    first_step = ints(layer, teams + 1);
+    turns = ints(layer, D * capacity * kSlots * static_cast<int64_t>(sizeof(Turn)) / 4);
     plan.layout = l;
     plan.num_directions = static_cast<int>(D);
     plan.num_teams = static_cast<int>(teams);
     plan.capacity = static_cast<int>(capacity);
     plan.chain_start = static_cast<int32_t*>(device_pointer(chain_start));
     plan.load = static_cast<int32_t*>(device_pointer(load));
-    plan.num_steps = static_cast<int32_t*>(device_pointer(num_steps));
+    plan.first_step = static_cast<int32_t*>(device_pointer(first_step));
     plan.turns = static_cast<Turn*>(device_pointer(turns));
     make_plan(plan, stream);
   }
@@ -119,7 +121,18 @@ struct PlanTensors {
   }
 };
 
-void fill_in(const Layer& layer, const Choice& choice, const PlanTensors& plan, Persistent& p) {
+// What the kernel reads as vectors, aligned for that: to live until after its launch, for what torch
+// frees it gives to the next who asks.
+struct AlignedWeights {
+  Tensor weight_hh[2];
+
+  explicit AlignedWeights(const Layer& layer)
+      : weight_hh{aligned(layer.weight(0, kWeightHh)),
+                  aligned(layer.weight(layer.call.num_directions - 1, kWeightHh))} {}
+};
+
+void fill_in(const Layer& layer, const Choice& choice, const PlanTensors& plan,
+             const AlignedWeights& weights, Persistent& p) {
   p.team = choice.team;
   p.num_directions = plan.plan.num_directions;
   p.num_teams = plan.plan.num_teams;
@@ -127,10 +140,10 @@ void fill_in(const Layer& layer, const Choice& choice, const PlanTensors& plan, 
   p.num_rows = layer.layout.layout.num_rows;
   p.num_tokens = layer.layout.layout.num_tokens;
   p.hidden_size = layer.call.hidden_size;
-  p.num_steps = plan.plan.num_steps;
+  p.first_step = plan.plan.first_step;
   p.turns = plan.plan.turns;
   for (int64_t d = 0; d < layer.call.num_directions; ++d) {
-    p.weight_hh[d] = device_pointer(layer.weight(d, kWeightHh));
+    p.weight_hh[d] = device_pointer(weights.weight_hh[d]);
   }
 }
 
@@ -140,8 +153,9 @@ bool run_persistent(const Layer& layer, const ForwardTensors& t, int32_t device,
   const Choice choice = choice_of(layer, /*is_backward=*/false, device);
   if (choice.kernel == nullptr) return false;
   const PlanTensors plan(layer, choice, stream);
+  const AlignedWeights weights(layer);
   PersistentForward p{};
-  fill_in(layer, choice, plan, p);
+  fill_in(layer, choice, plan, weights, p);
   const OptionalTensor h_0 = aligned(t.h_0), c_0 = aligned(t.c_0);
   const Tensor inputs = aligned(t.inputs);
   const int64_t H = layer.call.hidden_size;
@@ -165,8 +179,9 @@ bool run_persistent(const Layer& layer, const BackwardTensors& t, int32_t device
   const Choice choice = choice_of(layer, /*is_backward=*/true, device);
   if (choice.kernel == nullptr) return false;
   const PlanTensors plan(layer, choice, stream);
+  const AlignedWeights weights(layer);
   PersistentBackward p{};
-  fill_in(layer, choice, plan, p);
+  fill_in(layer, choice, plan, weights, p);
   const OptionalTensor d_out = aligned(t.d_out), d_h_n = aligned(t.d_h_n);
   const OptionalTensor d_c_n = aligned(t.d_c_n), d_cells = aligned(t.d_cells);
   const OptionalTensor h_0 = aligned(t.h_0), c_0 = aligned(t.c_0), cells = aligned(t.cells);

@@ -2,8 +2,9 @@
 //
 // Segments come sorted, longest first. They are dealt out to the slots to and fro (0, 1, .., n - 1,
 // n - 1, .., 1, 0, 0, ..), and a slot runs its segments one after the other: its chain. Two chains
-// never differ by more than the longest segment, so a chain has at most N / slots + S steps, and
-// arrays of that size hold any plan without the host knowing a length.
+// never differ by more than the longest segment, so a chain has at most N / slots + S steps. In every
+// step of a team some slot has a token, so all teams together have at most N. Arrays of these sizes
+// hold any plan without the host knowing a length.
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
 #include "cuda/layout.cuh"
@@ -16,6 +17,8 @@ using simt::load_fresh;
 using simt::store;
 
 constexpr unsigned kThreads = 256;
+constexpr unsigned kMostThreads = 1024;  // of a block
+constexpr unsigned kIdleThreads = 32;    // that write one slot's idle turns
 
 // The slot that takes a segment, and in which round. Slots are numbered across the teams, so that few
 // segments spread over many teams.
@@ -24,28 +27,52 @@ VARLEN_RNN_DEVICE int64_t slot_of(int64_t segment, int64_t num_slots) {
   return round % 2 == 0 ? at : num_slots - 1 - at;
 }
 
-// Where each segment begins in its chain, and how long each chain is: one thread a slot.
-VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) lay_chains(Plan p) {
-  const int64_t num_slots = int64_t{p.num_teams} * kSlots;
-  const int64_t slot = int64_t{simt::block()} * kThreads + simt::thread();
-  check_batch_sizes(p.layout, slot, int64_t{simt::num_blocks()} * kThreads);
-  if (slot >= num_slots) return;
-  const int64_t num_segments = batch_size(p.layout, 0);
-  int64_t steps = 0;
-  for (int64_t round = 0;; ++round) {
-    const int64_t segment = round * num_slots + (round % 2 == 0 ? slot : num_slots - 1 - slot);
-    if (round * num_slots >= num_segments) break;
-    if (segment >= num_segments) continue;
-    store(p.chain_start + segment, static_cast<int32_t>(steps));
-    steps += length_of(p.layout, segment);
+VARLEN_RNN_DEVICE int32_t steps_of_team(const Plan& p, int team) {
+  int32_t steps = 0;
+  for (int lane = 0; lane < kSlots; ++lane) {
+    const int32_t load_of_slot = load_fresh(p.load + lane * p.num_teams + team);
+    if (load_of_slot > steps) steps = load_of_slot;
   }
-  store(p.load + slot, static_cast<int32_t>(checked(steps, 0, p.capacity + 1,
-                                                    "varlen_rnn: a chain beyond its capacity")));
+  return steps;
 }
 
-VARLEN_RNN_DEVICE Turn* turns_of(const Plan& p, int direction, int64_t slot, int64_t step) {
+// Where each segment begins in its chain, how long each chain is, and where each team's steps lie
+// among all. One block: the teams' sums need every chain.
+VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kMostThreads, 1) lay_chains(Plan p) {
+  const int index = static_cast<int>(simt::thread()),
+            stride = static_cast<int>(simt::num_threads());
+  check_batch_sizes(p.layout, index, stride);
+  const int num_slots = p.num_teams * kSlots;
+  const int64_t num_segments = batch_size(p.layout, 0);
+  for (int slot = index; slot < num_slots; slot += stride) {
+    int64_t steps = 0;
+    for (int64_t round = 0; round * num_slots < num_segments; ++round) {
+      const int64_t segment = round * num_slots + (round % 2 == 0 ? slot : num_slots - 1 - slot);
+      if (segment >= num_segments) continue;
+      store(p.chain_start + segment, static_cast<int32_t>(steps));
+      steps += length_of(p.layout, segment);
+    }
+    store(p.load + slot, static_cast<int32_t>(checked(steps, 0, p.capacity + 1,
+                                                      "varlen_rnn: a chain beyond its capacity")));
+  }
+  simt::sync_block();
+  const simt::Shared<int32_t> steps = simt::shared<int32_t>(0);
+  for (int team = index; team < p.num_teams; team += stride) steps[team] = steps_of_team(p, team);
+  simt::sync_block();
+  for (int team = index; team <= p.num_teams; team += stride) {
+    int64_t first_step = 0;
+    for (int earlier = 0; earlier < team; ++earlier) first_step += steps[earlier];
+    store(p.first_step + team,
+          static_cast<int32_t>(checked(first_step, 0, p.capacity + 1,
+                                       "varlen_rnn: more steps than the turns' capacity")));
+  }
+}
+
+VARLEN_RNN_DEVICE Turn* turn_of(const Plan& p, int direction, int64_t slot, int64_t step) {
   const int64_t team = slot % p.num_teams, lane = slot / p.num_teams;
-  return p.turns + ((direction * int64_t{p.num_teams} + team) * p.capacity + step) * kSlots + lane;
+  const int64_t at = checked(load(p.first_step + team) + step, 0, p.capacity,
+                             "varlen_rnn: batch_sizes must not increase");
+  return p.turns + (int64_t{direction} * p.capacity + at) * kSlots + lane;
 }
 
 VARLEN_RNN_DEVICE void store_turn(Turn* to, const Turn& turn) {
@@ -57,15 +84,6 @@ VARLEN_RNN_DEVICE void store_turn(Turn* to, const Turn& turn) {
   store(reinterpret_cast<simt::Words4*>(to), half);
   half = {{static_cast<uint32_t>(turn.ends), 0, 0, 0}};
   store(reinterpret_cast<simt::Words4*>(to) + 1, half);
-}
-
-VARLEN_RNN_DEVICE int64_t steps_of_team(const Plan& p, int64_t team) {
-  int64_t steps = 0;
-  for (int lane = 0; lane < kSlots; ++lane) {
-    const int64_t load_of_slot = load(p.load + lane * int64_t{p.num_teams} + team);
-    if (load_of_slot > steps) steps = load_of_slot;
-  }
-  return steps;
 }
 
 // Every token's turn, and the turns of slots that are idle while others of their team go on.
@@ -91,9 +109,7 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) deal_turns(Plan p) {
       const int64_t token = token_of(l, direction, place);
       turn.token = static_cast<int32_t>(token);
       turn.row = static_cast<int32_t>(row_of(l, token));
-      const int64_t at = checked(load(p.chain_start + segment) + step, 0, p.capacity,
-                                 "varlen_rnn: batch_sizes must not increase");
-      store_turn(turns_of(p, direction, slot, at), turn);
+      store_turn(turn_of(p, direction, slot, load(p.chain_start + segment) + step), turn);
     }
   }
 
@@ -101,25 +117,25 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) deal_turns(Plan p) {
   idle.place = -1;
   idle.starts = Turn::kNowhere;
   idle.ends = Turn::kContinues;
-  for (int64_t i = index; i < num_slots * p.capacity; i += stride) {
-    const int64_t slot = i / p.capacity, step = i % p.capacity;
-    if (step < load(p.load + slot) || step >= steps_of_team(p, slot % p.num_teams)) continue;
-    for (int direction = 0; direction < p.num_directions; ++direction) {
-      store_turn(turns_of(p, direction, slot, step), idle);
+  for (int64_t slot = index / kIdleThreads; slot < num_slots; slot += stride / kIdleThreads) {
+    const int32_t* range = p.first_step + slot % p.num_teams;
+    const int64_t num_steps = load(range + 1) - load(range);
+    for (int64_t step = load(p.load + slot) + index % kIdleThreads; step < num_steps;
+         step += kIdleThreads) {
+      for (int direction = 0; direction < p.num_directions; ++direction) {
+        store_turn(turn_of(p, direction, slot, step), idle);
+      }
     }
-  }
-
-  for (int64_t team = index; team < p.num_teams; team += stride) {
-    store(p.num_steps + team, static_cast<int32_t>(steps_of_team(p, team)));
   }
 }
 
 }  // namespace
 
 void make_plan(const Plan& p, void* stream) {
-  const unsigned slots = static_cast<unsigned>(p.num_teams) * kSlots;
-  simt::launch({(slots + kThreads - 1) / kThreads, kThreads, 0, 1, stream}, &lay_chains, p);
-  const int64_t work = p.layout.num_tokens + int64_t{slots};
+  const unsigned teams = static_cast<unsigned>(p.num_teams), slots = teams * kSlots;
+  const unsigned threads = slots < kMostThreads ? (slots + 31) / 32 * 32 : kMostThreads;
+  simt::launch({1, threads, teams * sizeof(int32_t), 1, stream}, &lay_chains, p);
+  const int64_t work = p.layout.num_tokens + int64_t{slots} * kIdleThreads;
   const unsigned blocks = static_cast<unsigned>(work / kThreads + 1);
   simt::launch({blocks < 1024 ? blocks : 1024, kThreads, 0, 1, stream}, &deal_turns, p);
 }

@@ -271,6 +271,7 @@ VARLEN_RNN_DEVICE void sync_warp() { __syncwarp(); }
 // barrier.cluster: what any thread of the cluster wrote before, all of them see after
 VARLEN_RNN_DEVICE void sync_cluster() {
 #if __CUDA_ARCH__ >= 900
+  __syncwarp();  // .aligned: all lanes together
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #else
@@ -373,6 +374,7 @@ VARLEN_RNN_DEVICE void mbarrier_wait(Shared<uint64_t> bar, unsigned parity) {
         : "r"(shared_address(bar)), "r"(parity)
         : "memory");
   } while (done == 0);
+  __syncwarp();  // the lanes may have left the loop one by one
 #else
   __trap();
 #endif

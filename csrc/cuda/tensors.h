@@ -56,26 +56,33 @@ Tensor call(const char* op, const char* overload, std::array<StableIValue, n> st
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor
+// Products and sums go to tensors of ours: where autocast is on, torch's own would have its dtype.
+
+// linear.out(Tensor input, Tensor weight, Tensor? bias=None, *, Tensor(a!) out) -> Tensor(a!)
 inline Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
   using torch::stable::detail::from;
-  return call<3>("aten::linear", "", {from(input), from(weight), from(bias)});
-}
-// mm(Tensor self, Tensor mat2) -> Tensor
-inline Tensor mm(const Tensor& a, const Tensor& b) {
-  using torch::stable::detail::from;
-  return call<2>("aten::mm", "", {from(a), from(b)});
+  const Tensor out = torch::stable::new_empty(input, {input.size(0), weight.size(0)});
+  return call<4>("aten::linear", "out", {from(input), from(weight), from(bias), from(out)});
 }
 // mm.out(Tensor self, Tensor mat2, *, Tensor(a!) out) -> Tensor(a!)
 inline void mm_out(const Tensor& a, const Tensor& b, const Tensor& out) {
   using torch::stable::detail::from;
   call<3>("aten::mm", "out", {from(a), from(b), from(out)});
 }
+inline Tensor mm(const Tensor& a, const Tensor& b) {
+  const Tensor out = torch::stable::new_empty(a, {a.size(0), b.size(1)});
+  mm_out(a, b, out);
+  return out;
+}
 // cumsum(Tensor self, int dim, *, ScalarType? dtype=None) -> Tensor
 inline Tensor cumsum(const Tensor& t) {
   using torch::stable::detail::from;
   return call<3>("aten::cumsum", "",
                  {from(t), from(int64_t{0}), from(std::optional<ScalarType>())});
+}
+// Tensor.cpu(): waits for the device
+inline Tensor to_host(const Tensor& t) {
+  return torch::stable::to(t, torch::stable::Device(torch::headeronly::DeviceType::CPU));
 }
 // Tensor.t()
 inline Tensor transposed(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
@@ -86,7 +93,9 @@ inline Tensor slice(Tensor t, int64_t dim, int64_t first, int64_t size) {
 // Tensor.sum(0)
 inline Tensor column_sums(const Tensor& matrix) {
   const std::array<int64_t, 1> dims = {0};
-  return torch::stable::sum(matrix, torch::headeronly::IntHeaderOnlyArrayRef(dims.data(), 1));
+  Tensor sums = torch::stable::new_empty(matrix, {matrix.size(1)});
+  torch::stable::sum_out(sums, matrix, torch::headeronly::IntHeaderOnlyArrayRef(dims.data(), 1));
+  return sums;
 }
 // torch.cat of two matrices' rows, or the only one
 inline Tensor stack_rows(const std::vector<Tensor>& parts) {

@@ -27,20 +27,22 @@ struct Worker {
   static constexpr int kWords = E::kWordsOfPair;
 
   const Team& team;
-  const Turn* turns;  // of this team: [capacity, kSlots]
+  const Turn* const& turns;  // [D, capacity, kSlots]
+  int first_step;            // of this team and direction in turns
   int num_steps;
   int direction;
   bool backwards;  // the steps are walked from the last to the first
   int first_unit;  // of this block
   uint32_t weights[kResident][2][4];
 
-  VARLEN_RNN_DEVICE Worker(const Team& t, const Turn* all_turns, const int32_t* all_steps,
-                           int num_teams, int capacity, bool walk_backwards)
-      : team(t), backwards(walk_backwards) {
+  VARLEN_RNN_DEVICE Worker(const Persistent& p, bool walk_backwards)
+      : team(p.team), turns(p.turns), backwards(walk_backwards) {
     const int index = static_cast<int>(simt::cluster());
-    direction = index / num_teams;
-    turns = all_turns + int64_t{index} * capacity * kSlots;
-    num_steps = simt::load(all_steps + index % num_teams);
+    direction = index / p.num_teams;
+    const int32_t* range = p.first_step + index % p.num_teams;
+    const int among_teams = simt::load(range);
+    num_steps = simt::load(range + 1) - among_teams;
+    first_step = direction * p.capacity + among_teams;
     first_unit = static_cast<int>(simt::cluster_rank()) * team.units;
   }
 
@@ -209,7 +211,8 @@ struct Worker {
     constexpr int kPieces = kSlots * sizeof(Turn) / 16;
     const int piece = static_cast<int>(simt::thread());
     if (step >= num_steps || piece >= kPieces) return;
-    const Turn* from = turns + int64_t{backwards ? num_steps - 1 - step : step} * kSlots;
+    const int at = first_step + (backwards ? num_steps - 1 - step : step);
+    const Turn* from = turns + int64_t{at} * kSlots;
     simt::copy_async(turn_words(step) + piece * 4,
                      reinterpret_cast<const char*>(from) + piece * 16);
   }

@@ -44,15 +44,17 @@ def configure(
     on_device: bool = False,
     seed: int = 1,
     limits: tuple[int, int] = HOPPER,
+    is_capturing: bool = False,
 ) -> None:
     """How ops run from now on: on which path, and on which machine.
 
-    ``clusters`` are active at a time; ``on_device`` says that ``batch_sizes`` are nobody's to read.
+    ``clusters`` are active at a time; ``on_device`` says that ``batch_sizes`` lie on the device.
     """
     settings, machine = _emulated.settings(), _emulated.machine()
     settings.persistent, settings.cluster_size = persistent, cluster_size
     settings.layouts_on_device = on_device
     machine.active_clusters, machine.seed = clusters, seed
+    machine.is_capturing = is_capturing
     machine.device.max_shared_bytes, machine.device.max_cluster_size = limits
 
 
@@ -96,12 +98,17 @@ def backward_arguments(
 
 
 def run(
-    case: Case, tensors: dict[str, Tensor] | None = None, batch: Ragged | None = None, **how: Any
+    case: Case,
+    tensors: dict[str, Tensor] | None = None,
+    batch: Ragged | None = None,
+    arrays: Layout | None = None,
+    **how: Any,
 ) -> Results:
     """Results and gradients by the emulated ops; ``how`` is that of ``configure``."""
     tensors = tensors_of(case) if tensors is None else tensors
     batch = case.ragged if batch is None else batch
-    arrays = (capacity_layout if how.get("on_device") else exact_layout)(batch, case.directions)
+    if arrays is None:
+        arrays = (capacity_layout if how.get("on_device") else exact_layout)(batch, case.directions)
     configure(**how)
     outputs = op(case, "forward")(*forward_arguments(case, tensors, arrays))
     gradients = op(case, "backward")(*backward_arguments(case, tensors, arrays, outputs))

@@ -73,8 +73,10 @@ def precision(name: str) -> Iterator[None]:
     """torch's own switch of cuDNN's recurrent layers, which is ours as well."""
     before = torch.backends.cudnn.rnn.fp32_precision
     torch.backends.cudnn.rnn.fp32_precision = PRECISIONS[name][1]
-    yield
-    torch.backends.cudnn.rnn.fp32_precision = before
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.rnn.fp32_precision = before
 
 
 def module(cell: str, name: str, *sizes: int, seed: int = 0, **options: object) -> nn.RNNBase:

@@ -14,6 +14,7 @@ struct Settings {
       1;  // a new one starts the random sequence anew; else it goes on from launch to launch
   simt::Device device = {9, 0, 132, size_t{227} << 10, 16};
   int active_clusters = 4;
+  bool is_capturing = false;  // whether launches go to a graph
 };
 inline Settings& settings() {
   static Settings settings;

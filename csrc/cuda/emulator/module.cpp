@@ -60,7 +60,8 @@ PYBIND11_MODULE(_emulated, m) {
   py::class_<emulator::Settings>(m, "Machine", py::module_local())
       .def_readwrite("seed", &emulator::Settings::seed)
       .def_readwrite("device", &emulator::Settings::device)
-      .def_readwrite("active_clusters", &emulator::Settings::active_clusters);
+      .def_readwrite("active_clusters", &emulator::Settings::active_clusters)
+      .def_readwrite("is_capturing", &emulator::Settings::is_capturing);
   py::class_<cuda::Team>(m, "Team", py::module_local())
       .def_readonly("cluster_size", &cuda::Team::cluster_size)
       .def_readonly("units", &cuda::Team::units)
