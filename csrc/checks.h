@@ -3,6 +3,7 @@
 
 #include <array>
 #include <optional>
+#include <vector>
 
 #include "torch_stable.h"
 
@@ -28,6 +29,37 @@ inline Dtype storage_dtype(const char* op, const Tensor& x) {
 inline ScalarType compute_dtype(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
+
+// batch_sizes on the host, with its sums. Where they end in 0, other arrays of the layout are as large
+// as they may have to be, and only their first N or G elements count.
+struct HostSteps {
+  std::vector<int64_t> batch_sizes;  // [S], positive
+  std::vector<int64_t> first_token;  // [S]
+  int64_t num_tokens = 0;            // N
+  bool at_capacity;
+
+  HostSteps(const char* op, const Tensor& tensor, int64_t capacity)
+      : at_capacity(tensor.numel() > 0 &&
+                    tensor.const_data_ptr<int64_t>()[tensor.numel() - 1] == 0) {
+    const int64_t* values = tensor.const_data_ptr<int64_t>();
+    for (int64_t s = 0; s < tensor.numel(); ++s) {
+      STD_TORCH_CHECK(values[s] >= (at_capacity ? 0 : 1) && (s == 0 || values[s] <= values[s - 1]),
+                      op, ": batch_sizes must be positive and not increase, got ", values[s],
+                      " at index ", s);
+      STD_TORCH_CHECK(values[s] <= capacity - num_tokens, op,
+                      ": batch_sizes must sum to N = ", capacity, ", got more");
+      if (values[s] == 0) continue;
+      batch_sizes.push_back(values[s]);
+      first_token.push_back(num_tokens);
+      num_tokens += values[s];
+    }
+    STD_TORCH_CHECK(at_capacity || num_tokens == capacity, op,
+                    ": batch_sizes must sum to N = ", capacity, ", got ", num_tokens);
+  }
+
+  int64_t num_steps() const { return static_cast<int64_t>(batch_sizes.size()); }
+  int64_t num_segments() const { return batch_sizes.empty() ? 0 : batch_sizes[0]; }
+};
 
 // An argument that may be missing, contiguous.
 inline OptionalTensor checked_optional(const char* op, const char* name,

@@ -28,9 +28,9 @@
 VARLEN_RNN_DEFINE(VARLEN_RNN_LIBRARY, m) {
   m.def(
       "layout_from_rows(Tensor? lengths, Tensor? first, Tensor? mask, Tensor? resets, "
-      "SymInt num_rows, SymInt num_steps, bool batch_first) -> "
+      "SymInt num_rows, SymInt num_steps, bool batch_first, bool at_capacity) -> "
       "(Tensor batch_sizes, Tensor rows, Tensor initial_row, Tensor final_row)");
-  m.def("reverse_order(Tensor batch_sizes) -> Tensor");
+  m.def("reverse_order(Tensor batch_sizes, SymInt num_tokens) -> Tensor");
 
   m.def("lstm_inference(" VARLEN_RNN_LSTM ") -> (Tensor out, Tensor h_n, Tensor c_n)");
   m.def("lstm_forward(" VARLEN_RNN_LSTM

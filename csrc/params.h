@@ -27,6 +27,7 @@ struct Layout {
   int64_t num_tokens;          // N
   int64_t num_steps;           // S
   int64_t num_segments;        // G = batch_sizes[0]
+  int64_t num_places;          // of gates and cells in each direction, at least N
   const int64_t* batch_sizes;  // [S]  in: non-increasing, sums to N
   const int64_t* first_token;  // [S]  in: sum of the batch_sizes before each step
   const int64_t* rows;         // [N]  in: token -> row of the flat tensor, null for the identity
@@ -67,9 +68,9 @@ struct Forward {
   void* out;           // [R, D * P]    out, storage; only the tokens' rows are written
   void* h_n;           // [D, B, P]     out, storage; only the segments' final rows are written
   void* c_n;           // [D, B, H]     out, storage; the same (null for GRU)
-  void* gates;         // [D, N, 4H]    saved, compute, in the direction's order; null for inference
-                       //               LSTM: i, f, g, o. GRU: r, z, n, W_hn h + b_hn. Activated.
-  void* cells;         // [D, N, H]     saved, compute: c_t, or null (always null for GRU)
+  void* gates;         // [D, places, 4H]  saved, compute, in the direction's order; null for
+                       //               inference. LSTM: i, f, g, o. GRU: r, z, n, W_hn h + b_hn.
+  void* cells;         // [D, places, H]   saved, compute: c_t, or null (always null for GRU)
 };
 
 // Gradients of one direction's weights, each shaped as the weight; all null if they are not wanted.
@@ -87,14 +88,14 @@ struct Backward {
   const void* d_out;    // [R, D * P]    in, storage, or null for zeros
   const void* d_h_n;    // [D, B, P]     in, storage, or null for zeros
   const void* d_c_n;    // [D, B, H]     in, storage, or null for zeros (always null for GRU)
-  const void* d_cells;  // [D, N, H]     in, compute, in the direction's order, or null for zeros
+  const void* d_cells;  // [D, places, H]   in, compute, in the direction's order, or null for zeros
   const void* x;        // [R, I]        in, storage; rows that no token points at are never read
   int64_t x_stride;     //               elements from one row of x to the next
   const void* h_0;      // [D, B, P]     in, storage, or null for zeros
   const void* c_0;      // [D, B, H]     in, storage, or null for zeros (always null for GRU)
   const void* out;      // [R, D * P]    in, storage: the forward pass's result
-  const void* gates;    // [D, N, 4H]    in, compute: as the forward pass saved them
-  const void* cells;    // [D, N, H]     in, compute (null for GRU)
+  const void* gates;    // [D, places, 4H]  in, compute: as the forward pass saved them
+  const void* cells;    // [D, places, H]   in, compute (null for GRU)
   void* d_x;            // [R, I]        out, storage, or null if it is not wanted; only the tokens'
                         //               rows are written
   void* d_h_0;  // [D, B, P]     out, storage; only rows that a segment starts from are written

@@ -43,6 +43,13 @@ inline void check_shape(const char* op, const char* name, const Tensor& tensor, 
                   to_string(sizes));
 }
 
+// Of an array that may be longer than what counts of it.
+inline void check_longer(const char* op, const char* name, const Tensor& tensor,
+                         const char* symbols, int64_t least) {
+  STD_TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) >= least, op, ": ", name, " must be ",
+                  symbols, " with at least ", least, " elements, got ", to_string(tensor.sizes()));
+}
+
 // Tensor.dtype as torch numbers them, which scalar_type() finds by trying one after the other.
 inline int32_t dtype_number(const Tensor& tensor) {
   int32_t number;

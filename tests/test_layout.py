@@ -89,7 +89,9 @@ def test_lengths_give_the_order_of_pack_padded_sequence() -> None:
 def test_a_packed_sequence_is_read_in_place(bidirectional: bool, enforce_sorted: bool) -> None:
     lengths = sorted([3, 1, 4, 1, 5], reverse=True) if enforce_sorted else [3, 1, 4, 1, 5]
     packed = pack_padded_sequence(torch.randn(5, 5, 2), lengths, enforce_sorted=enforce_sorted)
-    got = layout.from_packed(packed.batch_sizes, packed.sorted_indices, bidirectional=bidirectional)
+    got = layout.from_packed(
+        packed.batch_sizes, packed.sorted_indices, len(packed.data), bidirectional=bidirectional
+    )
     assert got.rows is None
     assert (got.reverse is not None) == bidirectional
     segments = list(range(5)) if packed.sorted_indices is None else packed.sorted_indices.tolist()
@@ -329,7 +331,7 @@ def test_a_packed_sequence_with_resets(bidirectional: bool) -> None:
         expected = walk([rows[b] for b in order], bidirectional=bidirectional)
         of_batch = torch.tensor([*order, -1])
         got = layout.from_packed(
-            packed.batch_sizes, packed.sorted_indices, resets=resets, bidirectional=bidirectional
+            *packed[1:3], len(packed.data), resets=resets, bidirectional=bidirectional
         )
         arrays = list(vars(expected).values())
         arrays[3:5] = [of_batch[arrays[3]], of_batch[arrays[4]]]
@@ -349,7 +351,7 @@ def test_layouts_of_another_device_are_made_without_reading_a_value() -> None:
     flat = layout.from_flat(lengths, lengths, 20, resets=flags.new_empty(20), bidirectional=True)
     assert [len(getattr(flat, name)) for name in ARRAYS] == [20] * 5
     packed = layout.from_packed(
-        torch.tensor([3, 2]), None, resets=flags.new_empty(5), bidirectional=True
+        torch.tensor([3, 2]), None, 5, resets=flags.new_empty(5), bidirectional=True
     )
     assert [len(getattr(packed, name)) for name in ARRAYS] == [5] * 5
     assert {getattr(got, n).device for got in (padded, flat, packed) for n in ARRAYS} == {meta}

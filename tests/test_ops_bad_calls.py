@@ -67,7 +67,7 @@ BAD: dict[str, Change] = {
     "batch sizes that grow": with_array("batch_sizes", lambda array: array.flip(0)),
     "batch sizes with too small a sum": with_array("batch_sizes", lambda array: array[:-1]),
     "batch sizes with too large a sum": with_array("batch_sizes", lambda a: torch.cat([a, a[-1:]])),
-    "batch sizes of 0": with_array("batch_sizes", lambda a: torch.cat([a, a.new_zeros(1)])),
+    "batch sizes of 0 at the start": with_array("batch_sizes", lambda a: a * torch.arange(len(a))),
     "batch sizes below 0": with_array("batch_sizes", put(-1)),
     "batch sizes of two dimensions": with_array("batch_sizes", lambda array: array.unsqueeze(0)),
     "batch sizes of int32": with_array("batch_sizes", lambda array: array.int()),
@@ -208,7 +208,7 @@ def strided(argument: Any) -> Any:
 )
 def test_bad_lengths_of_a_layout_raise(lengths: Tensor, message: str) -> None:
     with pytest.raises(RuntimeError, match=f"varlen_rnn::layout_from_rows: {message}"):
-        torch.ops.varlen_rnn.layout_from_rows(lengths, None, None, None, 2, 3, True)
+        torch.ops.varlen_rnn.layout_from_rows(lengths, None, None, None, 2, 3, True, False)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_bad_lengths_of_a_layout_raise(lengths: Tensor, message: str) -> None:
 def test_bad_arguments_of_a_layout_raise(change: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {
         **{"lengths": [1, 1], "first": None, "mask": None, "resets": None},
-        **{"num_rows": 2, "num_steps": 3, "batch_first": True},
+        **{"num_rows": 2, "num_steps": 3, "batch_first": True, "at_capacity": False},
     }
     arguments |= change
     arguments = {k: torch.tensor(v) if isinstance(v, list) else v for k, v in arguments.items()}
@@ -243,7 +243,10 @@ def test_bad_arguments_of_a_layout_raise(change: dict[str, Any], message: str) -
     ("batch_sizes", "message"),
     [
         (torch.tensor([1, 2]), "be positive and not increase, got 2 at index 1$"),
-        (torch.tensor([2, 0]), "be positive and not increase, got 0 at index 1$"),
+        (torch.tensor([2, 0, 1]), "be positive and not increase, got 0 at index 1$"),
+        (torch.tensor([2, 1]), "sum to N = 4, got 3$"),
+        (torch.tensor([3, 2]), "sum to N = 4, got more$"),
+        (torch.tensor([3, 2, 0]), "sum to N = 4, got more$"),
         (torch.tensor([-1]), "be positive and not increase, got -1 at index 0$"),
         (torch.tensor(1), r"be \[S\], got \[\]$"),
         (torch.tensor([1.0]), "be Long, got Float$"),
@@ -253,4 +256,4 @@ def test_bad_batch_sizes_of_a_reverse_order_raise(batch_sizes: Tensor, message: 
     with pytest.raises(
         RuntimeError, match=f"varlen_rnn::reverse_order: batch_sizes must {message}"
     ):
-        torch.ops.varlen_rnn.reverse_order(batch_sizes)
+        torch.ops.varlen_rnn.reverse_order(batch_sizes, 4)

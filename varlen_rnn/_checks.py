@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from varlen_rnn._tracing import tracing
+
 Lengths = Tensor | Sequence[int] | np.ndarray[Any, Any]
 Mask = Tensor | Sequence[Any] | np.ndarray[Any, Any] | bool
 
@@ -47,11 +49,16 @@ def check_lengths(name: str, lengths: Lengths, num_steps: int | None, num_rows: 
     ``num_steps`` is None where there is no T yet.
     """
     most = np.iinfo(np.int64).max if num_steps is None else num_steps
-    expected = "at least 0" if num_steps is None else f"in [0, T] = [0, {num_steps}]"
+    if tracing() and not isinstance(lengths, Tensor):
+        lengths = torch.as_tensor(lengths, device="cpu")
+    if num_steps is None:
+        expected = "at least 0"
+    else:  # a message must not make T a constant
+        expected = "in [0, T]" if tracing() else f"in [0, T] = [0, {num_steps}]"
     if isinstance(lengths, Tensor):
         if not _is_integer(lengths.dtype):
             raise TypeError(f"{name}: lengths must be integers, got {lengths.dtype}")
-        if not lengths.is_cpu:
+        if tracing() or not lengths.is_cpu:
             if lengths.shape != (num_rows,):
                 raise failure(name, "lengths", f"[B] = [{num_rows}]", list(lengths.shape))
             values = lengths.long()
@@ -124,7 +131,7 @@ def check_cu_seqlens(
     _check_values(name, what, "0 at the start", first == 0, first)
     rising = bounds[1:] >= bounds[:-1]
     _check_values(name, what, "non-decreasing", rising, bounds[1:], start=1)
-    at_end = f"N = {num_tokens} at the end"
+    at_end = "N at the end" if tracing() else f"N = {num_tokens} at the end"
     _check_values(name, what, at_end, last == num_tokens, last, start=len(bounds) - 1)
     return bounds
 
@@ -142,7 +149,7 @@ def check_offsets(
         return bounds[:-1], bounds.diff()
     first, lengths = offsets[:-1].long(), lengths.long()
     # Rows may leave a gap before the first and behind the last.
-    ends = torch.cat((first[1:], first.new_tensor([num_flat_rows])))
+    ends = torch.cat((first[1:], first.new_full((1,), num_flat_rows)))
     inside = (first >= 0) & (lengths >= 0) & (first + lengths <= ends)
     expected = "such that no row overlaps the next"
     _check_values(name, "input.lengths()", expected, inside, lengths)
@@ -179,20 +186,30 @@ def check_packed(name: str, packed: PackedSequence) -> None:
     if batch_sizes.dtype != torch.int64 or batch_sizes.device.type != "cpu":
         got = f"{batch_sizes.dtype} on {batch_sizes.device}"
         raise InputTypeError(f"{name}: {what} must be torch.int64 on the CPU, got {got}")
-    sizes = batch_sizes.tolist() if batch_sizes.dim() == 1 else []
-    if not sizes or sizes[-1] < 1 or sizes != sorted(sizes, reverse=True):
-        expected = "[S], positive and not increasing"
-        raise failure(name, what, expected, sizes[:8] or list(batch_sizes.shape))
-    if sum(sizes) != num_tokens:
-        raise failure(name, what, f"of sum N = {num_tokens}", sum(sizes))
-    num_rows = sizes[0]
+    # While the call is recorded nobody knows B; the ops look at batch_sizes when it runs.
+    num_rows = None if tracing() else _check_batch_sizes(name, what, batch_sizes, num_tokens)
     for field in ("sorted_indices", "unsorted_indices"):
         indices = getattr(packed, field)
         if indices is not None:
             _check_permutation(name, f"input.{field}", indices, num_rows)
 
 
-def _check_permutation(name: str, what: str, indices: Tensor, num_rows: int) -> None:
+def _check_batch_sizes(name: str, what: str, batch_sizes: Tensor, num_tokens: int) -> int:
+    """``B``."""
+    sizes: list[int] = batch_sizes.tolist() if batch_sizes.dim() == 1 else []
+    if not sizes or sizes[-1] < 1 or sizes != sorted(sizes, reverse=True):
+        expected = "[S], positive and not increasing"
+        raise failure(name, what, expected, sizes[:8] or list(batch_sizes.shape))
+    if sum(sizes) != num_tokens:
+        raise failure(name, what, f"of sum N = {num_tokens}", sum(sizes))
+    return sizes[0]
+
+
+def _check_permutation(name: str, what: str, indices: Tensor, num_rows: int | None) -> None:
+    if num_rows is None:
+        in_order = indices.sort().values == torch.arange(len(indices), device=indices.device)
+        _check_values(name, what, "a permutation of [0, B)", in_order, indices)
+        return
     expected = f"a permutation of [0, B) = [0, {num_rows})"
     if indices.is_cpu:
         if sorted(indices.tolist()) != list(range(num_rows)):
@@ -212,7 +229,7 @@ def _check_values(
     name: str, what: str, expected: str, right: Tensor, values: Tensor, start: int = 0
 ) -> None:
     """Fails where ``right`` is False; ``values`` has its shape, and counts from ``start``."""
-    if right.device.type in ("cuda", "meta"):
+    if tracing() or right.device.type in ("cuda", "meta"):
         torch._assert_async(right.all(), f"{name}: {what} must be {expected}")
         return
     if not right.all():

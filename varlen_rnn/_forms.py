@@ -180,7 +180,11 @@ def _packed(
     if resets is not None:
         arrays["resets"] = check_mask(name, "resets", resets, x.shape[:1], "[N]")
     batch = layout.from_packed(
-        batch_sizes, sorted_indices, **_together(arrays, x.device), bidirectional=bidirectional
+        batch_sizes,
+        sorted_indices,
+        len(x),
+        **_together(arrays, x.device),
+        bidirectional=bidirectional,
     )
 
     def restore(flat: Tensor) -> PackedSequence:

@@ -82,9 +82,9 @@ def _put(values: Tensor, places: Tensor, where: Tensor, other: int = 0) -> Tenso
     return result.scatter(0, torch.where(where, places, size), values)[:size]
 
 
-def reverse_order(batch_sizes: Tensor) -> Tensor:
+def reverse_order(batch_sizes: Tensor, num_tokens: int) -> Tensor:
     """For every token ``(step, segment)`` the token ``(length - 1 - step, segment)``: ``[N]``."""
-    step, segment = step_and_segment(batch_sizes)
+    step, segment = step_and_segment(batch_sizes, num_tokens)
     num_segments = int(batch_sizes[0]) if batch_sizes.numel() else 0
     segment_lengths = batch_sizes.numel() - torch.searchsorted(
         batch_sizes.flip(0), arange(num_segments), right=True
@@ -93,11 +93,11 @@ def reverse_order(batch_sizes: Tensor) -> Tensor:
     return first_token[segment_lengths[segment] - 1 - step] + segment
 
 
-def step_and_segment(batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
+def step_and_segment(batch_sizes: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
     """Step and segment of every token, each ``[N]``."""
-    step = torch.repeat_interleave(batch_sizes)
+    step = torch.repeat_interleave(batch_sizes, output_size=num_tokens)
     first_token = batch_sizes.cumsum(0) - batch_sizes
-    return step, arange(step.numel()) - first_token[step]
+    return step, arange(num_tokens) - first_token[step]
 
 
 def arange(end: int) -> Tensor:

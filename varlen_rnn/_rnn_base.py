@@ -81,7 +81,7 @@ class VarLenRNNBase(nn.RNNBase):
             if batch.unbatched:
                 states = tuple([s.unsqueeze(1) for s in states])
         arrays = batch.layout
-        if not (arrays.batch_sizes.is_cpu or ops.compiled(batch.x)):
+        if not ops.compiled(batch.x):
             arrays = arrays.exact()
         x, finals, cells = self._run_layers(
             batch.x, states, len(state_sizes), weights, arrays, output_states

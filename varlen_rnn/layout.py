@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from varlen_rnn import _extension, _index_arrays
+from varlen_rnn._tracing import tracing
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ class Layout:
     All arrays are int64. Where ``batch_sizes`` lies decides what they are like:
 
     - On the CPU: the sizes are exactly those given here, and the other arrays are brought to the
-      tokens' device by :meth:`to`.
+      tokens' device by :meth:`to`. Only where the call is recorded (:mod:`varlen_rnn._tracing`) are
+      arrays as large as they may have to be, as on another device; ``batch_sizes`` is ``[S + 1]``
+      at least then, so that it ends in a zero.
     - On another device: so do all others. That is so where lengths, a mask or resets lie there, and
       nobody waits for their values: arrays are as large as they may have to be, ``batch_sizes``
       ends in zeros, and of the others only the first N or G elements count. It is so, too, for
@@ -120,8 +123,8 @@ def full(
         device: where all arrays are made, ``batch_sizes`` included.
     """
     # What another device holds belongs to a stream, or to a CUDA graph, and is not kept.
-    is_small = num_steps * num_rows <= _SMALL and device.type == "cpu"
-    make = _small_full if is_small and _eager() else _full
+    keeps = not tracing() and device.type == "cpu" and num_steps * num_rows <= _SMALL
+    make = _small_full if keeps else _full
     return make(num_steps, num_rows, batch_first, bidirectional, device)
 
 
@@ -207,6 +210,7 @@ def from_flat(
 def from_packed(
     batch_sizes: Tensor,
     sorted_indices: Tensor | None,
+    num_tokens: int,
     *,
     resets: Tensor | None = None,
     bidirectional: bool,
@@ -217,26 +221,30 @@ def from_packed(
         batch_sizes: ``[S]``, as in the ``PackedSequence``.
         sorted_indices: ``[B]``, the row that each segment comes from, or None if rows were sorted
             already.
+        num_tokens: ``N``.
         resets: ``[N]``, bool, as the data: as in :func:`from_padded`.
         bidirectional: whether ``reverse`` is wanted.
     """
-    num_rows = int(batch_sizes[0])
-    segments = _index_arrays.arange(num_rows) if sorted_indices is None else sorted_indices.long()
+    if sorted_indices is None:
+        num_rows = int(batch_sizes[0])
+        segments = _index_arrays.arange(num_rows)
+    else:
+        num_rows, segments = len(sorted_indices), sorted_indices.long()
     if resets is None:
-        reverse = _reverse_order(batch_sizes) if bidirectional else None
+        reverse = _reverse_order(batch_sizes, num_tokens) if bidirectional else None
         return Layout(batch_sizes, None, reverse, segments, segments, num_rows)
     # Of the sorted rows one behind the other, and from there to where their tokens are.
-    step, row = _index_arrays.step_and_segment(batch_sizes)
-    lengths = torch.bincount(row, minlength=num_rows)
+    step, row = _index_arrays.step_and_segment(batch_sizes, num_tokens)
+    lengths = torch.zeros(num_rows, dtype=torch.int64).index_add(0, row, torch.ones_like(row))
     first = lengths.cumsum(0) - lengths
-    places = torch.empty_like(step).index_copy_(
-        0, first[row] + step, _index_arrays.arange(step.numel())
+    places = torch.empty_like(step).index_copy(
+        0, first[row] + step, _index_arrays.arange(num_tokens)
     )
     first, lengths, segments, places = (
         array.to(resets.device) for array in (first, lengths, segments, places)
     )
     batch = from_flat(
-        first, lengths, step.numel(), resets=resets[places], bidirectional=bidirectional
+        first, lengths, num_tokens, resets=resets[places], bidirectional=bidirectional
     )
     assert batch.rows is not None
 
@@ -272,30 +280,21 @@ def _from_rows(
     args = (lengths, first, mask, resets, num_rows, num_steps, batch_first)
     on_cpu = all(array is None or array.is_cpu for array in (lengths, first, mask, resets))
     if on_cpu and _compiled():
-        arrays = torch.ops.varlen_rnn.layout_from_rows(*args)
+        arrays = torch.ops.varlen_rnn.layout_from_rows(*args, at_capacity=tracing())
         batch_sizes, rows, initial_row, final_row = arrays
-        reverse = _reverse_order(batch_sizes) if bidirectional else None
+        reverse = _reverse_order(batch_sizes, len(rows)) if bidirectional else None
         return Layout(batch_sizes, rows, reverse, initial_row, final_row, num_rows)
     layout = Layout(*_index_arrays.from_rows(*args, bidirectional), num_rows)
     return layout.exact() if on_cpu else layout
 
 
-def _eager() -> bool:
-    """Whether tensors are what they seem, not recorded, faked or wrapped."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
-    )
-
-
 def _compiled() -> bool:
     """Whether compiled ops make the arrays; what they do is what stands here."""
-    return _extension.UNAVAILABLE is None and _eager()
+    return _extension.UNAVAILABLE is None and not torch._C._are_functorch_transforms_active()
 
 
-def _reverse_order(batch_sizes: Tensor) -> Tensor:
+def _reverse_order(batch_sizes: Tensor, num_tokens: int) -> Tensor:
     """The layout's ``reverse``."""
     make = torch.ops.varlen_rnn.reverse_order if _compiled() else _index_arrays.reverse_order
-    order: Tensor = make(batch_sizes)
+    order: Tensor = make(batch_sizes, num_tokens)
     return order

@@ -163,15 +163,32 @@ def _fake_backward(cell: Cell) -> Callable[..., Any]:
     return fake
 
 
-def _fake_layout_from_rows(*args: Any) -> tuple[Tensor, ...]:
-    context = torch.library.get_ctx()
-    steps, tokens, segments = (context.new_dynamic_size() for _ in range(3))
-    sizes = (steps, tokens, segments, segments)
+def _fake_layout_from_rows(
+    _lengths: Tensor | None,
+    first: Tensor | None,
+    _mask: Tensor | None,
+    resets: Tensor | None,
+    num_rows: int,
+    num_steps: int,
+    _batch_first: bool,
+    at_capacity: bool,
+) -> tuple[Tensor, ...]:
+    sizes: list[Any]
+    if at_capacity:
+        num_tokens = num_rows * num_steps if first is None else num_steps
+        # Without resets every row is one segment at most. (torch.sym_min has no types.)
+        fewest: Any = torch.sym_min
+        num_segments = fewest(num_rows, num_tokens) if resets is None else num_tokens
+        sizes = [num_steps + 1, num_tokens, num_segments, num_segments]
+    else:
+        context = torch.library.get_ctx()
+        sizes = [context.new_dynamic_size() for _ in range(3)]
+        sizes.append(sizes[-1])
     return tuple(torch.empty(size, dtype=torch.int64, device="cpu") for size in sizes)
 
 
-def _fake_reverse_order(batch_sizes: Tensor) -> Tensor:
-    return batch_sizes.new_empty(torch.library.get_ctx().new_dynamic_size())
+def _fake_reverse_order(batch_sizes: Tensor, num_tokens: int) -> Tensor:
+    return batch_sizes.new_empty(num_tokens)
 
 
 def _register() -> None:

@@ -180,7 +180,7 @@ inline const void* previous_h(const Backward& p, const Part& part, int64_t s, in
 template <class T>
 void prefetch_gates(const Backward& p, const Part& part, int64_t s, int64_t i, Range units) {
   const int64_t H = p.call.hidden_size;
-  const int64_t place = part.direction * p.call.layout.num_tokens + part.place(s, i);
+  const int64_t place = part.direction * p.call.layout.num_places + part.place(s, i);
   const T* gates = static_cast<const T*>(p.gates) + place * 4 * H;
   constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
   for (int64_t gate = 0; gate < 4; ++gate) {
@@ -214,7 +214,9 @@ void backward_part(const Backward& p, const BackwardWorkspace<T>& space, int64_t
   while (part.active(s) > 0) ++s;
   while (s-- > 0) {
     const int64_t active = part.active(s), staying = part.active(s + 1);
+    // In this call's own arrays, and in those that the forward pass saved.
     const int64_t first_place = d * layout.num_tokens + part.place(s, 0);
+    const int64_t first_saved = d * layout.num_places + part.place(s, 0);
     for (int64_t i = staying; i < active; ++i) {
       const int64_t row = layout.final_row[part.segment(i)];
       const int64_t state = first_state + row;
@@ -242,9 +244,10 @@ void backward_part(const Backward& p, const BackwardWorkspace<T>& space, int64_t
 
     for (int64_t i = 0; i < active; ++i) {
       const int64_t place = first_place + i * part.stride;
+      const int64_t saved = first_saved + i * part.stride;
       if (s > 0) prefetch_gates<T>(p, part, s - 1, i, units);
       TokenArgs<T> args{};
-      args.gates = static_cast<const T*>(p.gates) + place * 4 * H + units.begin;
+      args.gates = static_cast<const T*>(p.gates) + saved * 4 * H + units.begin;
       args.d_h =
           (space.projected ? own.d_hidden + i * space.ldu : own.d_h + i * space.ldp) + units.begin;
       args.d_gates = space.d_gates + place * space.ldg + units.begin;
@@ -252,10 +255,10 @@ void backward_part(const Backward& p, const BackwardWorkspace<T>& space, int64_t
       args.num_units = num_units;
       if (has_cells) {
         const T* cells = static_cast<const T*>(p.cells) + units.begin;
-        args.c = cells + place * H;
+        args.c = cells + saved * H;
         args.d_c = own.d_c + i * space.ldu + units.begin;
         if (p.d_cells != nullptr) {
-          const T* d_cells = static_cast<const T*>(p.d_cells) + place * H + units.begin;
+          const T* d_cells = static_cast<const T*>(p.d_cells) + saved * H + units.begin;
           for (int64_t u = 0; u < num_units; ++u) args.d_c[u] += d_cells[u];
         }
         args.hidden = space.projected ? space.hidden + place * space.ldu : nullptr;
@@ -265,7 +268,7 @@ void backward_part(const Backward& p, const BackwardWorkspace<T>& space, int64_t
                             (first_state + row) * H + units.begin, num_units);
           args.c_previous = own.previous;
         } else {
-          args.c_previous = cells + (d * layout.num_tokens + part.place(s - 1, i)) * H;
+          args.c_previous = cells + (d * layout.num_places + part.place(s - 1, i)) * H;
         }
       } else {
         load_row_or_zeros(own.previous, previous_h(p, part, s, i), dtype, units.begin, num_units);

@@ -242,7 +242,7 @@ void forward_part(const Forward& p, const ForwardWorkspace<T>& space, int64_t wo
     step.ld_next = space.projected ? space.ldu : space.ldp;
     step.hidden_size = H;
     if (training) {
-      const int64_t place = d * call.layout.num_tokens + part.place(s, 0);
+      const int64_t place = d * call.layout.num_places + part.place(s, 0);
       step.gates = static_cast<T*>(p.gates) + place * 4 * H;
       step.ld_gates = part.stride * 4 * H;
       if (p.cells != nullptr) step.cells = static_cast<T*>(p.cells) + place * H;

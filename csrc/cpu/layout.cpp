@@ -5,12 +5,20 @@
 #include <tuple>
 #include <vector>
 
-#include "torch_stable.h"
+#include "checks.h"
 
 namespace varlen_rnn {
 namespace {
 
 Tensor new_indices(int64_t size) { return unfilled(aoti_torch_dtype_int64(), {size}); }
+
+// The same, with room for `size`, of which all behind the first `used` have a value of no meaning.
+Tensor new_indices(int64_t used, int64_t size, int64_t beyond) {
+  const Tensor tensor = new_indices(std::max(used, size));
+  int64_t* values = tensor.mutable_data_ptr<int64_t>();
+  std::fill(values + used, values + tensor.numel(), beyond);
+  return tensor;
+}
 
 // Where the positions of a batch lie in the flat tensor of R rows.
 struct Positions {
@@ -93,10 +101,15 @@ struct Segments {
   }
 };
 
-// batch_sizes [S], rows [N], initial_row [G], final_row [G].
-std::tuple<Tensor, Tensor, Tensor, Tensor> layout_from_rows(
-    const OptionalTensor& lengths, const OptionalTensor& first, const OptionalTensor& mask,
-    const OptionalTensor& resets, int64_t num_rows, int64_t num_steps, bool batch_first) {
+// batch_sizes [S], rows [N], initial_row [G], final_row [G]; at capacity as large as any batch of these
+// shapes may need, so that nobody has to know the values to know the sizes, and batch_sizes with at
+// least one 0 at the end.
+std::tuple<Tensor, Tensor, Tensor, Tensor> layout_from_rows(const OptionalTensor& lengths,
+                                                            const OptionalTensor& first,
+                                                            const OptionalTensor& mask,
+                                                            const OptionalTensor& resets,
+                                                            int64_t num_rows, int64_t num_steps,
+                                                            bool batch_first, bool at_capacity) {
   const char* op = "varlen_rnn::layout_from_rows";
   STD_TORCH_CHECK(num_rows >= 0 && num_steps >= 0, op,
                   ": num_rows and num_steps must be at least 0, got ", num_rows, " and ",
@@ -128,7 +141,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layout_from_rows(
   const int64_t longest = segments.longest;
 
   // Segments longer than s: those of length s + 1, and those longer than s + 1.
-  const Tensor batch_sizes = new_indices(longest);
+  const int64_t most_steps = at_capacity ? num_steps + 1 : 0;
+  const Tensor batch_sizes = new_indices(longest, most_steps, 0);
   int64_t* longer = batch_sizes.mutable_data_ptr<int64_t>();
   std::fill_n(longer, longest, 0);
   for (const Segment& segment : segments.list) longer[segment.length - 1] += 1;
@@ -136,7 +150,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layout_from_rows(
 
   // Segments of a length come after all that are longer, and among each other in the order of rows.
   const auto num_segments = static_cast<int64_t>(segments.list.size());
-  const Tensor initial_row = new_indices(num_segments), final_row = new_indices(num_segments);
+  // Without resets every row is one segment at most.
+  const int64_t most_segments = !at_capacity ? 0 : resets.has_value() ? R : std::min(num_rows, R);
+  const Tensor initial_row = new_indices(num_segments, most_segments, -1);
+  const Tensor final_row = new_indices(num_segments, most_segments, -1);
   int64_t* initial = initial_row.mutable_data_ptr<int64_t>();
   int64_t* finals = final_row.mutable_data_ptr<int64_t>();
   std::vector<int64_t> place(longer, longer + longest), begin(segments.list.size());
@@ -148,7 +165,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layout_from_rows(
     finals[j] = segment.final_row;
   }
 
-  const Tensor rows = new_indices(segments.num_tokens);
+  const Tensor rows = new_indices(segments.num_tokens, at_capacity ? R : 0, 0);
   int64_t* row = rows.mutable_data_ptr<int64_t>();
   for (int64_t s = 0; s < longest; ++s) {
     for (int64_t j = 0; j < longer[s]; ++j) *row++ = segments.flat_row(begin[j], s);
@@ -156,29 +173,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layout_from_rows(
   return {batch_sizes, rows, initial_row, final_row};
 }
 
-// For every token (step, segment) the token (length - 1 - step, segment): [N].
-Tensor reverse_order(const Tensor& any_batch_sizes) {
+// For every token (step, segment) the token (length - 1 - step, segment): [N], where N may be a
+// capacity.
+Tensor reverse_order(const Tensor& batch_sizes, int64_t num_tokens) {
   const char* op = "varlen_rnn::reverse_order";
-  const Tensor owner = dense(any_batch_sizes);
-  check_dtype(op, "batch_sizes", owner, ScalarType::Long);
-  STD_TORCH_CHECK(owner.dim() == 1, op, ": batch_sizes must be [S], got ",
-                  to_string(owner.sizes()));
-  const int64_t* batch_sizes = owner.const_data_ptr<int64_t>();
-  const int64_t num_steps = owner.numel();
-  std::vector<int64_t> first_token(static_cast<size_t>(num_steps) + 1, 0);
-  for (int64_t s = 0; s < num_steps; ++s) {
-    STD_TORCH_CHECK(batch_sizes[s] >= 1 && (s == 0 || batch_sizes[s] <= batch_sizes[s - 1]), op,
-                    ": batch_sizes must be positive and not increase, got ", batch_sizes[s],
-                    " at index ", s);
-    first_token[s + 1] = first_token[s] + batch_sizes[s];
-  }
-  const Tensor reverse = new_unfilled(owner, {first_token[num_steps]});
+  check_dtype(op, "batch_sizes", batch_sizes, ScalarType::Long);
+  STD_TORCH_CHECK(batch_sizes.dim() == 1, op, ": batch_sizes must be [S], got ",
+                  to_string(batch_sizes.sizes()));
+  const HostSteps steps(op, dense(batch_sizes), num_tokens);
+  const Tensor reverse = new_indices(steps.num_tokens, num_tokens, 0);
   int64_t* tokens = reverse.mutable_data_ptr<int64_t>();
-  int64_t length = num_steps;
-  for (int64_t j = 0; num_steps > 0 && j < batch_sizes[0]; ++j) {
-    while (batch_sizes[length - 1] <= j) --length;
-    for (int64_t s = 0; s < length; ++s)
-      tokens[first_token[s] + j] = first_token[length - 1 - s] + j;
+  int64_t length = steps.num_steps();
+  for (int64_t j = 0; j < steps.num_segments(); ++j) {
+    while (steps.batch_sizes[length - 1] <= j) --length;
+    for (int64_t s = 0; s < length; ++s) {
+      tokens[steps.first_token[s] + j] = steps.first_token[length - 1 - s] + j;
+    }
   }
   return reverse;
 }

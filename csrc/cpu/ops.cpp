@@ -19,11 +19,11 @@ constexpr double kBarrierCycles = 3000;
 // The layout's arrays, checked and contiguous, and what the kernels read of them.
 struct CheckedLayout {
   Place place;
-  Layout layout{};
   TensorList keep;  // owners of the layout's pointers
-  std::vector<int64_t> first_token;
+  std::optional<HostSteps> steps;
   std::vector<char>
       is_token;  // of each flat row, whether it is no padding; empty if all are tokens
+  Layout layout{};
 
   // Of each number below `bound` whether it is among `values`, where none may be twice.
   std::vector<char> distinct(const char* op, const char* name, const int64_t* values,
@@ -37,11 +37,16 @@ struct CheckedLayout {
     return found;
   }
 
+  // The first `size` elements of an array, which is no longer than that if the layout is exact.
   const int64_t* array(const char* op, const char* name, const Tensor& tensor, const char* symbols,
                        int64_t size, int64_t lowest, int64_t bound) {
     check_dtype(op, name, tensor, ScalarType::Long);
     check_place(op, name, tensor, place);
-    check_shape(op, name, tensor, symbols, {size});
+    if (steps->at_capacity) {
+      check_longer(op, name, tensor, symbols, size);
+    } else {
+      check_shape(op, name, tensor, symbols, {size});
+    }
     keep.push_back(dense(tensor));
     const int64_t* values = keep.back().const_data_ptr<int64_t>();
     for (int64_t i = 0; i < size; ++i) {
@@ -56,33 +61,28 @@ struct CheckedLayout {
                 const OptionalTensor& reverse, const Tensor& initial_row, const Tensor& final_row,
                 int64_t num_rows)
       : place(on) {
-    layout.num_rows = num_rows;
-    layout.num_flat_rows = num_flat_rows;
     STD_TORCH_CHECK(num_rows >= 0, op, ": num_rows must be at least 0, got ", num_rows);
     STD_TORCH_CHECK(!rows.has_value() || rows->dim() == 1, op, ": rows must be [N], got ",
                     to_string(rows->sizes()));
-    layout.num_tokens = rows.has_value() ? rows->numel() : num_flat_rows;
     STD_TORCH_CHECK(batch_sizes.dim() == 1, op, ": batch_sizes must be [S], got ",
                     to_string(batch_sizes.sizes()));
-    layout.num_steps = batch_sizes.numel();
-    layout.batch_sizes =
-        array(op, "batch_sizes", batch_sizes, "[S]", layout.num_steps, 1, layout.num_tokens + 1);
-    int64_t sum = 0;
-    first_token.reserve(static_cast<size_t>(layout.num_steps));
-    for (int64_t s = 0; s < layout.num_steps; ++s) {
-      STD_TORCH_CHECK(s == 0 || layout.batch_sizes[s] <= layout.batch_sizes[s - 1], op,
-                      ": batch_sizes must not increase, got ", layout.batch_sizes[s], " after ",
-                      layout.batch_sizes[s - 1], " at index ", s);
-      first_token.push_back(sum);
-      sum += layout.batch_sizes[s];
-    }
-    STD_TORCH_CHECK(sum == layout.num_tokens, op,
-                    ": batch_sizes must sum to N = ", layout.num_tokens, ", got ", sum);
-    layout.first_token = first_token.data();
-    layout.num_segments = layout.num_steps == 0 ? 0 : layout.batch_sizes[0];
+    check_dtype(op, "batch_sizes", batch_sizes, ScalarType::Long);
+    check_place(op, "batch_sizes", batch_sizes, place);
+    layout.num_rows = num_rows;
+    layout.num_flat_rows = num_flat_rows;
+    layout.num_places = rows.has_value() ? rows->numel() : num_flat_rows;
+    steps.emplace(op, dense(batch_sizes), layout.num_places);
+    layout.num_tokens = steps->num_tokens;
+    layout.num_steps = steps->num_steps();
+    layout.num_segments = steps->num_segments();
+    layout.batch_sizes = steps->batch_sizes.data();
+    layout.first_token = steps->first_token.data();
     if (rows.has_value()) {
       layout.rows = array(op, "rows", *rows, "[N]", layout.num_tokens, 0, num_flat_rows);
       is_token = distinct(op, "rows", layout.rows, num_flat_rows);
+    } else if (layout.num_tokens < num_flat_rows) {
+      is_token.assign(static_cast<size_t>(num_flat_rows), 0);
+      std::fill_n(is_token.begin(), layout.num_tokens, 1);
     }
     STD_TORCH_CHECK(reverse.has_value() || num_directions == 1, op,
                     ": reverse must be [N] for two directions, got None");
@@ -193,9 +193,9 @@ ForwardResult run_forward(const char* op, int64_t num_gates, bool training, cons
   if (is_lstm) result.c_n = states_like(x, c, {D, num_rows, H});
   if (training) {
     const ScalarType compute = compute_dtype(dtype);
-    const int64_t N = call.layout.num_tokens;
-    result.gates = torch::stable::new_empty(x, {D, N, 4 * H}, compute);
-    if (is_lstm) result.cells = torch::stable::new_empty(x, {D, N, H}, compute);
+    const int64_t places = call.layout.num_places;
+    result.gates = torch::stable::new_empty(x, {D, places, 4 * H}, compute);
+    if (is_lstm) result.cells = torch::stable::new_empty(x, {D, places, H}, compute);
     use_huge_pages(result.gates->mutable_data_ptr(),
                    static_cast<size_t>(result.gates->numel()) * result.gates->element_size());
   }
@@ -244,7 +244,7 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
   const CheckedLayout checked(op, place, R, D, batch_sizes, rows, reverse, initial_row, final_row,
                               num_rows);
   call.layout = checked.layout;
-  const int64_t N = call.layout.num_tokens;
+  const int64_t N = call.layout.num_tokens, places = call.layout.num_places;
   const OptionalTensor d_output =
       checked_optional(op, "d_out", d_out, dtype, place, "[R, D * P]", {R, D * P});
   const OptionalTensor d_h =
@@ -252,7 +252,7 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
   const OptionalTensor d_c =
       checked_optional(op, "d_c_n", d_c_n, dtype, place, "[D, B, H]", {D, num_rows, H});
   const OptionalTensor d_states =
-      checked_optional(op, "d_cells", d_cells, compute, place, "[D, N, H]", {D, N, H});
+      checked_optional(op, "d_cells", d_cells, compute, place, "[D, N, H]", {D, places, H});
   const OptionalTensor h =
       checked_optional(op, "h_0", h_0, dtype, place, "[D, B, P]", {D, num_rows, P});
   const OptionalTensor c =
@@ -260,9 +260,9 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
   const OptionalTensor output =
       checked_optional(op, "out", out, dtype, place, "[R, D * P]", {R, D * P});
   const OptionalTensor saved_gates =
-      checked_optional(op, "gates", gates, compute, place, "[D, N, 4H]", {D, N, 4 * H});
+      checked_optional(op, "gates", gates, compute, place, "[D, N, 4H]", {D, places, 4 * H});
   const OptionalTensor saved_cells =
-      checked_optional(op, "cells", cells, compute, place, "[D, N, H]", {D, N, H});
+      checked_optional(op, "cells", cells, compute, place, "[D, N, H]", {D, places, H});
 
   BackwardResult result{torch::stable::new_empty(x, {needs_x ? R : 0, I}),
                         states_like(x, d_h, {D, num_rows, P}),

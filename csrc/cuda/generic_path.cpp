@@ -21,10 +21,10 @@ void fill_in(const Layer& layer, int64_t direction, Generic& p) {
 // steps there are: rows that lie one behind the other, of which nothing but N is known, would cost
 // launches for N steps.
 std::vector<int64_t> segments_of_steps(const LayoutTensors& l, void* stream) {
-  if (l.exact) return l.host_batch_sizes;
+  if (!l.host_batch_sizes.empty()) return l.host_batch_sizes;
   const int64_t N = l.layout.num_tokens, G = l.layout.num_segments;
   std::vector<int64_t> segments(static_cast<size_t>(l.layout.num_steps));
-  if (l.layout.num_steps == N && G > 1 && !is_capturing(stream)) {
+  if (l.layout.num_steps == N && l.layout.num_rows > 1 && !is_capturing(stream)) {
     Tensor sizes = to_host(l.batch_sizes);
     const int64_t* values = sizes.const_data_ptr<int64_t>();
     const int64_t* end = std::find(values, values + N, 0);

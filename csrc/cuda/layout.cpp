@@ -34,8 +34,9 @@ LayoutTensors::LayoutTensors(const char* op, const Tensor& x, int64_t num_direct
       first_token(sizes),
       initial_row(given_initial),
       final_row(given_final),
-      exact(is_on_host(sizes)) {
+      exact(false) {
   const Place place(x);
+  const bool on_host = is_on_host(sizes);
   layout.num_rows = num_rows;
   layout.num_flat_rows = x.size(0);
   STD_TORCH_CHECK(num_rows >= 0, op, ": num_rows must be at least 0, got ", num_rows);
@@ -45,10 +46,12 @@ LayoutTensors::LayoutTensors(const char* op, const Tensor& x, int64_t num_direct
   STD_TORCH_CHECK(sizes.dim() == 1, op, ": batch_sizes must be [S], got ",
                   to_string(sizes.sizes()));
   check_dtype(op, "batch_sizes", sizes, ScalarType::Long);
-  if (!exact) check_place(op, "batch_sizes", sizes, place);
+  if (!on_host) check_place(op, "batch_sizes", sizes, place);
   // A graph would copy from where the array no longer is.
-  STD_TORCH_CHECK(!exact || !is_capturing(stream), op,
-                  ": lengths must be on the device while a CUDA graph is captured, got cpu");
+  STD_TORCH_CHECK(
+      !on_host || !is_capturing(stream), op,
+      ": lengths must be on the device while a CUDA graph is captured (and a PackedSequence "
+      "has none there), got cpu");
   batch_sizes = dense(sizes);
   layout.num_steps = batch_sizes.numel();
   if (given_rows) {
@@ -62,27 +65,26 @@ LayoutTensors::LayoutTensors(const char* op, const Tensor& x, int64_t num_direct
   STD_TORCH_CHECK(initial_row.dim() == 1, op, ": initial_row must be [G], got ",
                   to_string(initial_row.sizes()));
   layout.num_segments = initial_row.numel();
-  if (exact) {
-    const int64_t* values = batch_sizes.const_data_ptr<int64_t>();
-    host_batch_sizes.assign(values, values + layout.num_steps);
-    int64_t sum = 0;
-    for (int64_t s = 0; s < layout.num_steps; ++s) {
-      const int64_t most = s == 0 ? layout.num_tokens : values[s - 1];
-      STD_TORCH_CHECK(values[s] >= 1 && values[s] <= most, op,
-                      ": batch_sizes must be positive and not increase, got ", values[s],
-                      " at index ", s);
-      sum += values[s];
+  if (on_host) {
+    HostSteps steps(op, batch_sizes, layout.num_tokens);
+    exact = !steps.at_capacity;
+    layout.num_steps = steps.num_steps();
+    layout.num_segments = steps.num_segments();
+    host_batch_sizes = std::move(steps.batch_sizes);
+    batch_sizes = slice(batch_sizes, 0, 0, layout.num_steps);
+    if (steps.at_capacity) {
+      check_longer(op, "initial_row", initial_row, "[G]", layout.num_segments);
+      check_longer(op, "final_row", final_row, "[G]", layout.num_segments);
+      initial_row = slice(initial_row, 0, 0, layout.num_segments);
+      final_row = slice(final_row, 0, 0, layout.num_segments);
     }
-    STD_TORCH_CHECK(sum == layout.num_tokens, op,
-                    ": batch_sizes must sum to N = ", layout.num_tokens, ", got ", sum);
-    layout.num_segments = layout.num_steps == 0 ? 0 : values[0];
   }
   initial_row = checked_indices(op, "initial_row", initial_row, place, "[G]", layout.num_segments);
   final_row = checked_indices(op, "final_row", final_row, place, "[G]", layout.num_segments);
   if (layout.num_steps == 0 || layout.num_segments == 0) layout.num_tokens = 0;
   if (is_empty()) return;
 
-  if (exact) {
+  if (on_host) {
     const Tensor on_device = torch::stable::new_empty(initial_row, {layout.num_steps});
     Tensor to = on_device;
     torch::stable::copy_(to, batch_sizes, /*non_blocking=*/true);

@@ -1,8 +1,12 @@
 // Whole tensors' rows by a layout, before and after the steps of either path.
+#include <algorithm>
+
 #include "cuda/generic.cuh"
 
 namespace varlen_rnn::cuda {
 namespace {
+
+constexpr int64_t kMostSurplus = 1 << 18;  // threads that look for rows to clear
 
 struct Rows {
   DeviceLayout layout;
@@ -120,10 +124,11 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) zero_final_kernel(States p) {
 
 template <class T>
 VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) zero_surplus_kernel(Rows p) {
-  const int64_t index = thread_index();
-  if (index >= p.layout.num_tokens * p.columns) return;
-  if (index / p.columns < count_tokens(p.layout)) return;
-  store(static_cast<T*>(p.to) + index, from_compute<T>(0));
+  const int64_t first = count_tokens(p.layout) * p.columns, end = p.layout.num_tokens * p.columns;
+  const int64_t stride = int64_t{simt::num_blocks()} * kThreads;
+  for (int64_t index = first + thread_index(); index < end; index += stride) {
+    store(static_cast<T*>(p.to) + index, from_compute<T>(0));
+  }
 }
 
 }  // namespace
@@ -179,7 +184,9 @@ void zero_final_rows(Dtype dtype, const DeviceLayout& layout, int64_t num_direct
 void zero_surplus_tokens(Dtype dtype, const DeviceLayout& layout, int64_t columns, void* tokens,
                          void* stream) {
   for_dtype(dtype, [&](auto zero) {
-    launch_values(layout.num_tokens * columns, &zero_surplus_kernel<decltype(zero)>,
+    // Few threads: there may be nothing to do.
+    launch_values(std::min(layout.num_tokens * columns, kMostSurplus),
+                  &zero_surplus_kernel<decltype(zero)>,
                   Rows{layout, 0, nullptr, nullptr, columns, columns, tokens}, stream);
   });
 }

@@ -52,7 +52,7 @@ Results run(const Kernels& kernels, const Problem& q, int64_t workers, bool trai
   Layout layout{};
   layout.num_rows = q.B;
   layout.num_flat_rows = q.R;
-  layout.num_tokens = q.N;
+  layout.num_tokens = layout.num_places = q.N;
   layout.num_steps = q.S;
   layout.num_segments = q.G;
   layout.batch_sizes = q.batch_sizes.data();

@@ -29,6 +29,7 @@ BATCHES = {
     "resets": ("xxRx.Rxr", "RxxxRRxx", "rr......", "x..xx.Rx"),
     # More segments than the 8 slots of a team, which take several one after the other.
     "chains": tuple("x" * n + "." * (4 - n) for n in (2, 4, 1, 3, 2, 1, 0, 4, 1, 1) * 2),
+    "one row of resets": ("xxRxxxRxRx",),
     "chains of resets": ("xxxxxxxRx", "RRRRRRxRR", "xRxRRRRxR", "xxRxxRRxr", "........."),
     "a row more than slots": ("xx",) * 9,
     "few": ("xx", "xR", "x."),

@@ -351,8 +351,8 @@ MUTANTS = [
     Mutant(
         "surplus rows not zeroed",
         "rows.cu",
-        "if (index / p.columns < count_tokens(p.layout)) return;",
-        "if (index / p.columns < p.layout.num_tokens) return;",
+        "const int64_t first = count_tokens(p.layout) * p.columns,",
+        "const int64_t first = p.layout.num_tokens * p.columns,",
         "products of all tokens mix them in",
         ("rows.cu",),
         (CAPACITY.format("ragged", "lstm"),),

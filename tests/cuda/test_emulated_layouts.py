@@ -180,6 +180,21 @@ def test_rows_one_behind_the_other_with_lengths_on_the_device(path: Path) -> Non
     assert (captured_launches > num_launches) == (not persistent)
 
 
+@paths
+def test_nobody_waits_for_the_resets_of_one_row(path: Path) -> None:
+    *layer, persistent = path
+    case = Case(*layer, "one row of resets", directions=2)
+    counts = {
+        launches(
+            lambda is_capturing=is_capturing: run(
+                case, persistent=persistent, on_device=True, is_capturing=is_capturing
+            )
+        )
+        for is_capturing in (False, True)
+    }
+    assert len(counts) == 1
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_graph_is_not_captured_with_lengths_on_the_host(cell: str) -> None:
     with pytest.raises(RuntimeError, match=r"lengths must be on the device while .* got cpu"):
