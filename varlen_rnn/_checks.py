@@ -132,7 +132,7 @@ def check_cu_seqlens(
     rising = bounds[1:] >= bounds[:-1]
     _check_values(name, what, "non-decreasing", rising, bounds[1:], start=1)
     at_end = "N at the end" if tracing() else f"N = {num_tokens} at the end"
-    _check_values(name, what, at_end, last == num_tokens, last, start=len(bounds) - 1)
+    _check_values(name, what, at_end, last == num_tokens, last, start=bounds.shape[0] - 1)
     return bounds
 
 
@@ -207,7 +207,7 @@ def _check_batch_sizes(name: str, what: str, batch_sizes: Tensor, num_tokens: in
 
 def _check_permutation(name: str, what: str, indices: Tensor, num_rows: int | None) -> None:
     if num_rows is None:
-        in_order = indices.sort().values == torch.arange(len(indices), device=indices.device)
+        in_order = indices.sort().values == torch.arange(indices.shape[0], device=indices.device)
         _check_values(name, what, "a permutation of [0, B)", in_order, indices)
         return
     expected = f"a permutation of [0, B) = [0, {num_rows})"

@@ -182,7 +182,7 @@ def _packed(
     batch = layout.from_packed(
         batch_sizes,
         sorted_indices,
-        len(x),
+        x.shape[0],
         **_together(arrays, x.device),
         bidirectional=bidirectional,
     )

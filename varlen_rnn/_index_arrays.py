@@ -60,7 +60,7 @@ def from_rows(
     sorted_lengths, order = torch.sort(segment_lengths, descending=True, stable=True)
     rank = torch.empty_like(order).scatter(0, order, position)[segment]
     steps = torch.arange(num_steps, device=device)
-    batch_sizes = len(flat) - torch.searchsorted(sorted_lengths.flip(0), steps, right=True)
+    batch_sizes = flat.shape[0] - torch.searchsorted(sorted_lengths.flip(0), steps, right=True)
     first_token = batch_sizes.cumsum(0) - batch_sizes
     place = first_token[step] + rank
     opposite = first_token[(segment_lengths[segment] - 1 - step).clamp(min=0)] + rank
@@ -77,7 +77,7 @@ def from_rows(
 
 def _put(values: Tensor, places: Tensor, where: Tensor, other: int = 0) -> Tensor:
     """A tensor with ``values[n]`` at ``places[n]`` for every n of ``where``, else ``other``."""
-    size = len(values)
+    size = values.shape[0]
     result = values.new_full((size + 1,), other)  # what goes nowhere goes to the end
     return result.scatter(0, torch.where(where, places, size), values)[:size]
 

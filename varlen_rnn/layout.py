@@ -229,7 +229,7 @@ def from_packed(
         num_rows = int(batch_sizes[0])
         segments = _index_arrays.arange(num_rows)
     else:
-        num_rows, segments = len(sorted_indices), sorted_indices.long()
+        num_rows, segments = sorted_indices.shape[0], sorted_indices.long()
     if resets is None:
         reverse = _reverse_order(batch_sizes, num_tokens) if bidirectional else None
         return Layout(batch_sizes, None, reverse, segments, segments, num_rows)
@@ -282,7 +282,7 @@ def _from_rows(
     if on_cpu and _compiled():
         arrays = torch.ops.varlen_rnn.layout_from_rows(*args, at_capacity=tracing())
         batch_sizes, rows, initial_row, final_row = arrays
-        reverse = _reverse_order(batch_sizes, len(rows)) if bidirectional else None
+        reverse = _reverse_order(batch_sizes, rows.shape[0]) if bidirectional else None
         return Layout(batch_sizes, rows, reverse, initial_row, final_row, num_rows)
     layout = Layout(*_index_arrays.from_rows(*args, bidirectional), num_rows)
     return layout.exact() if on_cpu else layout

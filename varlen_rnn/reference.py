@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from varlen_rnn._tracing import tracing
 from varlen_rnn.layout import Layout
 
 State = tuple[Tensor, ...]
@@ -195,10 +196,10 @@ def cells_of_rows(cells: Tensor, layout: Layout, num_flat_rows: int) -> Tensor:
     """
     forward, *reverse = cells.unbind()
     by_direction = torch.cat([forward, *(_reversed(tokens, layout) for tokens in reverse)], dim=1)
-    if layout.batch_sizes.is_cpu or layout.rows is None:
+    if layout.rows is None or (layout.batch_sizes.is_cpu and not tracing()):
         return _to_rows(by_direction, layout, num_flat_rows)
     # Behind the N tokens stand values without meaning, which go to one more row, which is cut off.
-    places = torch.arange(len(layout.rows), device=layout.rows.device)
+    places = torch.arange(layout.rows.shape[0], device=layout.rows.device)
     rows = torch.where(places < layout.batch_sizes.sum(), layout.rows, num_flat_rows)
     zeros = by_direction.new_zeros(num_flat_rows + 1, by_direction.shape[1])
     return zeros.index_copy(0, rows, by_direction)[:-1]

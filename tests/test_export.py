@@ -1,0 +1,89 @@
+"""torch.export with dynamic batch and time, and AOTInductor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import CELLS, HAS_EXTENSION, OURS, assert_bitwise, states_of
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, export
+
+pytestmark = [
+    pytest.mark.skipif(
+        not HAS_EXTENSION, reason="the reference looks at lengths, which cannot be exported"
+    ),
+    # torch's own, of its own deprecated names.
+    pytest.mark.filterwarnings("ignore:.*(is_fx_tracing|script_method|LeafSpec)"),
+]
+
+
+class Tagger(nn.Module):
+    """Layers around an RNN; ``kind`` names the argument that says which tokens there are."""
+
+    def __init__(self, cell: str, kind: str) -> None:
+        super().__init__()
+        self.rnn = OURS[cell](3, 4, 2, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(8, 2)
+        self.kind = kind
+
+    def forward(self, x: Tensor, which: Tensor) -> tuple[Tensor, ...]:
+        out, hx = self.rnn(x, **{self.kind: which})
+        return self.head(out), *states_of(hx)
+
+
+def example(kind: str, num_rows: int, num_steps: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Input, and what says which tokens there are."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(num_rows, num_steps, 3, generator=generator)
+    lengths = torch.randint(0, num_steps + 1, (num_rows,), generator=generator)
+    if kind == "lengths":
+        return x, lengths
+    valid = torch.arange(num_steps) < lengths.unsqueeze(1)
+    if kind == "cu_seqlens":
+        return x[valid], nn.functional.pad(lengths.cumsum(0), (1, 0))
+    return x, torch.rand(valid.shape, generator=generator) < 0.5
+
+
+def exported(model: nn.Module, kind: str, strict: bool = False) -> ExportedProgram:
+    """Of any number of rows and steps from 2 on."""
+    dynamic = {0: Dim.DYNAMIC} if kind == "cu_seqlens" else {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+    of_which = dynamic if kind == "mask" else {0: Dim.DYNAMIC}
+    args = example(kind, 4, 7, seed=0)
+    return export(model, args, dynamic_shapes=(dynamic, of_which), strict=strict)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("kind", ["lengths", "mask", "cu_seqlens"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_an_exported_program_takes_other_sizes(cell: str, kind: str, strict: bool) -> None:
+    model = Tagger(cell, kind).eval()
+    program = exported(model, kind, strict)
+    names = [str(node.target) for node in program.graph.nodes]
+    assert sum(name.startswith(f"varlen_rnn.{cell}_") for name in names) == 2
+    for seed, shape in enumerate([(4, 7), (2, 3), (9, 20)]):
+        args = example(kind, *shape, seed=seed)
+        for got, truth in zip(program.module()(*args), model(*args), strict=True):
+            assert_bitwise(got.detach(), truth.detach())
+
+
+def test_a_program_survives_saving_and_decompositions(tmp_path: Path) -> None:
+    model = Tagger("lstm", "lengths").eval()
+    program = exported(model, "lengths")
+    torch.export.save(program.run_decompositions(), tmp_path / "model.pt2")
+    loaded = torch.export.load(tmp_path / "model.pt2").module()
+    args = example("lengths", 3, 5, seed=1)
+    for got, truth in zip(loaded(*args), model(*args), strict=True):
+        assert_bitwise(got.detach(), truth.detach())
+
+
+def test_aot_inductor_compiles_loads_and_runs(tmp_path: Path) -> None:
+    model = Tagger("gru", "lengths").eval().requires_grad_(False)
+    path = str(tmp_path / "model.pt2")
+    torch._inductor.aoti_compile_and_package(exported(model, "lengths"), package_path=path)
+    run = torch._inductor.aoti_load_package(path)
+    for seed, shape in enumerate([(4, 7), (3, 12)]):
+        args = example("lengths", *shape, seed=seed)
+        for got, truth in zip(run(*args), model(*args), strict=True):
+            torch.testing.assert_close(got, truth)
