@@ -2,10 +2,10 @@
 
 from importlib.metadata import version
 
-from varlen_rnn import masking, reference
+from varlen_rnn import data, masking, reference
 from varlen_rnn._extension import build_info
 from varlen_rnn.convert import convert
 from varlen_rnn.modules import VarLenGRU, VarLenLSTM
 
 __version__ = version("varlen_rnn")
-__all__ = ["VarLenGRU", "VarLenLSTM", "build_info", "convert", "masking", "reference"]
+__all__ = ["VarLenGRU", "VarLenLSTM", "build_info", "convert", "data", "masking", "reference"]
