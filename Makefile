@@ -3,9 +3,11 @@
 
 # The torch to build and test with, installed before anything else. Another one: make test TORCH=torch==2.10.0
 TORCH ?= torch==2.13.0
+# Those that test-wheel tries the wheel with, one by one: TORCHES="torch==2.10.0 torch==2.14.1"
+TORCHES ?= $(TORCH)
 # The Python that .venv is made from.
 PYTHON ?= python3
-# Passed on by test, demo, demo-names, demo-ppo and bench: make test ARGS="-k lstm -x"
+# Passed on by test, bench and the demos: make test ARGS="-k lstm -x"
 ARGS ?=
 
 VENV := .venv
@@ -26,7 +28,7 @@ SANITIZER := build/sanitizer
 MATH := build/math
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*##/ { printf "make %-15s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*##/ { printf "make %-16s %s\n", $$1, $$2 }' Makefile
 
 build: $(INSTALLED)  ## compile the extension, and install the package into .venv in place
 
@@ -39,10 +41,13 @@ demo-names: $(INSTALLED)  ## tell the language of a name: a whole model of ragge
 demo-ppo: $(INSTALLED)  ## reinforcement learning with memory: whole rollouts in one call, with state resets
 	$(BIN)/python examples/recurrent_ppo.py $(ARGS)
 
+demo-distributed: $(INSTALLED)  ## train in two processes, on batches balanced by their tokens
+	$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 examples/train_distributed.py $(ARGS)
+
 test: $(INSTALLED)  ## run all tests: pytest (ARGS="..."), the same on the fallback, then the other test targets
 	$(BIN)/python -m pytest $(ARGS)
 	VARLEN_RNN_DISABLE_EXTENSION=1 $(BIN)/python -m pytest --quiet $(ARGS)
-	$(MAKE) --no-print-directory ARGS= test-sanitizer test-math test-emulator test-mutants test-cuda-build
+	$(MAKE) --no-print-directory ARGS= test-sanitizer test-math test-emulator test-mutants test-cuda-build test-wheel
 
 test-sanitizer: $(TOOLS)  ## run the kernels' C++ tests under the address and undefined-behaviour sanitizers
 	$(BIN)/cmake -S csrc -B $(SANITIZER) -G Ninja -DVARLEN_RNN_SANITIZE=ON -DVARLEN_RNN_WERROR=ON \
@@ -70,6 +75,15 @@ test-mutants: $(TOOLS)  ## plant faults in the CUDA kernels, each of which the e
 test-cuda-build: $(INSTALLED)  ## hold the CUDA kernels to no spills and to the registers of their launch bounds
 	$(BIN)/python csrc/cuda/check_resources.py check
 
+# From clean folders, or the wheel would hold modules that are no longer there.
+wheel: $(TOOLS)  ## build a wheel for this Python, and every torch from 2.10 on, into dist/, and audit it
+	rm -rf dist/*.whl build/lib.* build/bdist.*
+	$(PIP) wheel --verbose --no-build-isolation --no-deps --wheel-dir dist .
+	$(BIN)/python tests/wheel/audit.py dist/*.whl
+
+test-wheel: wheel  ## install the wheel in a clean environment, and run a short list of tests there
+	$(BIN)/python tests/wheel/clean_environment.py dist/*.whl $(TORCHES)
+
 # PYTHONPATH counts here: it may hold packages that the machine's Python lacks.
 gpu-check: export PYTHONPATH := $(PYTHONPATH)
 gpu-check:  ## on a machine with an NVIDIA GPU: build, test, calibrate and time (ARGS="--quick --parts build,tests")
@@ -77,6 +91,9 @@ gpu-check:  ## on a machine with an NVIDIA GPU: build, test, calibrate and time 
 
 bench: $(INSTALLED)  ## run the short benchmarks (ARGS=--full: all of them)
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+docs: $(INSTALLED)  ## build the pages of docs/ and the API page into docs/_build; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going docs docs/_build
 
 # The checks stand in .pre-commit-config.yaml; here they run on every file that git does not ignore.
 lint: $(TOOLS)  ## check format, types and forbidden includes and flags; changes nothing
@@ -90,7 +107,7 @@ format: $(TOOLS)  ## rewrite Python and C++ files in the project's format
 	  grep -E '\.(cpp|h|cu|cuh)$$' | xargs $(BIN)/clang-format -i
 
 clean:  ## remove everything built, but not .venv
-	rm -rf build dist *.egg-info varlen_rnn/*.so .pytest_cache .mypy_cache .ruff_cache $(VENV)/.installed*
+	rm -rf build dist docs/_build *.egg-info varlen_rnn/*.so .pytest_cache .mypy_cache .ruff_cache $(VENV)/.installed*
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(TORCH_STAMP):
@@ -111,5 +128,5 @@ $(INSTALLED): $(TOOLS) setup.py $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 	rm -f $(VENV)/.installed*
 	touch $@
 
-.PHONY: help build demo demo-names demo-ppo test test-sanitizer test-math test-emulator test-mutants \
-  test-cuda-build gpu-check bench lint format clean
+.PHONY: help build demo demo-names demo-ppo demo-distributed test test-sanitizer test-math test-emulator \
+  test-mutants test-cuda-build wheel test-wheel gpu-check bench docs lint format clean

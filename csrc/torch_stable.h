@@ -17,6 +17,11 @@
 
 #include "params.h"
 
+// torch 2.10's headers have its older name only.
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace varlen_rnn {
 
 using torch::headeronly::ScalarType;
