@@ -98,7 +98,7 @@ def build_info() -> dict[str, object]:
     """What was compiled, and what is in use.
 
     Returns:
-        ``version``; ``extension``: whether compiled kernels are in use, and if not, ``reason``; if
+        ``version``, and whether compiled kernels are in use (``extension``). If not, ``reason``; if
         they are: ``cpu_isas``: the instruction sets that were compiled and that this CPU has,
         ``cpu_isa``: the one in use, ``torch_target_version``: the oldest torch that the binary runs
         with, ``compiler``, and ``cuda``: one line on the CUDA kernels, such as ``"compiled for

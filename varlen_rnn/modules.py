@@ -167,8 +167,8 @@ class VarLenLSTM(VarLenRNNBase):
 
         Raises:
             ValueError: a shape or a value that does not fit, or ``lengths``, ``mask`` or
-            ``cu_seqlens`` with an input or an argument that says the same. TypeError: a type or
-            dtype that does not fit.
+                ``cu_seqlens`` with an input or an argument that says the same.
+            TypeError: a type or dtype that does not fit.
 
         Example:
             >>> import torch

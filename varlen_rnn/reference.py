@@ -33,6 +33,16 @@ def lstm_cell(
 
     Formulas: Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al. 2000; the
     projection, Sak et al. 2014.
+
+    Example:
+        >>> import torch
+        >>> from varlen_rnn import reference
+        >>> cell = torch.nn.LSTMCell(3, 5)
+        >>> x, state = torch.randn(2, 3), (torch.randn(2, 5), torch.randn(2, 5))
+        >>> from_x = torch.nn.functional.linear(x, cell.weight_ih, cell.bias_ih)
+        >>> h, c = reference.lstm_cell(from_x, state, cell.weight_hh, cell.bias_hh, None)
+        >>> torch.allclose(c, cell(x, state)[1], atol=1e-6)
+        True
     """
     h, c = state
     gates = from_x + F.linear(h, weight_hh, bias_hh)
@@ -52,6 +62,16 @@ def gru_cell(
     """One step, ``torch.nn.GRUCell`` (Cho et al. 2014, with the reset gate after the product).
 
     ``from_x`` is that of :func:`lstm_cell`.
+
+    Example:
+        >>> import torch
+        >>> from varlen_rnn import reference
+        >>> cell = torch.nn.GRUCell(3, 5)
+        >>> x, h = torch.randn(2, 3), torch.randn(2, 5)
+        >>> from_x = torch.nn.functional.linear(x, cell.weight_ih, cell.bias_ih)
+        >>> (h_1,) = reference.gru_cell(from_x, (h,), cell.weight_hh, cell.bias_hh)
+        >>> torch.allclose(h_1, cell(x, h), atol=1e-6)
+        True
     """
     (h,) = state
     x_r, x_z, x_n = from_x.chunk(3, dim=-1)
@@ -193,6 +213,17 @@ def cells_of_rows(cells: Tensor, layout: Layout, num_flat_rows: int) -> Tensor:
 
     In: each direction's in its own order, as :func:`lstm` and ``varlen_rnn::lstm_forward`` have
     them. The layout need not be exact.
+
+    Example:
+        >>> import torch
+        >>> from varlen_rnn import layout, reference
+        >>> weights = [[weight] for weight in torch.nn.LSTM(3, 5).all_weights[0]]
+        >>> batch = layout.from_padded(
+        ...     4, 2, lengths=torch.tensor([4, 2]), batch_first=False, bidirectional=False
+        ... )
+        >>> *_, cells = reference.lstm(torch.randn(8, 3), None, None, *weights, [], batch, True)
+        >>> cells.shape, reference.cells_of_rows(cells, batch, num_flat_rows=8).shape
+        (torch.Size([1, 6, 5]), torch.Size([8, 5]))
     """
     forward, *reverse = cells.unbind()
     by_direction = torch.cat([forward, *(_reversed(tokens, layout) for tokens in reverse)], dim=1)

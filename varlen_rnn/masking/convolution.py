@@ -91,8 +91,8 @@ class MaskedConv1d(nn.Conv1d):
 
         Raises:
             ValueError: a shape or a value that does not fit, both ``lengths`` and ``mask``, or a
-                mask with a convolution that does not keep ``T``. TypeError: a type or dtype that
-                does not fit.
+                mask with a convolution that does not keep ``T``.
+            TypeError: a type or dtype that does not fit.
         """
         if lengths is None and mask is None:
             return super().forward(x)
@@ -131,8 +131,8 @@ class MaskedConv1d(nn.Conv1d):
             ``[B]``, int64, on the device of ``lengths``.
 
         Raises:
-            ValueError: lengths that are negative or not ``[B]``. TypeError: lengths that are not
-            integers.
+            ValueError: lengths that are negative or not ``[B]``.
+            TypeError: lengths that are not integers.
         """
         return self._output_lengths(check_any_lengths("MaskedConv1d.output_lengths", lengths))
 

@@ -42,8 +42,8 @@ class VarLenEmbedding(nn.Embedding):
         dtype: of the weight.
 
     Raises:
-        ValueError: ``absence`` or ``padding_idx`` out of range. TypeError: ``padding_idx`` that is
-        not an integer; it is needed here.
+        ValueError: ``absence`` or ``padding_idx`` out of range.
+        TypeError: ``padding_idx`` that is not an integer; it is needed here.
 
     Example:
         >>> import torch
@@ -152,7 +152,8 @@ class VarLenEmbedding(nn.Embedding):
 
         Raises:
             ValueError: a shape or a value that does not fit, or both ``lengths`` and ``mask`` (an
-            id out of range is an IndexError too). TypeError: a type or dtype that does not fit.
+                id out of range is an IndexError too).
+            TypeError: a type or dtype that does not fit.
         """
         name = "VarLenEmbedding"
         if not isinstance(ids, Tensor):

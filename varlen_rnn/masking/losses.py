@@ -51,8 +51,9 @@ def masked_cross_entropy(
 
     Raises:
         ValueError: a shape or a value that does not fit, or both ``lengths`` and ``mask`` (a class
-        out of range is an IndexError too). TypeError: a type or dtype that does not fit. What
-        ``F.cross_entropy`` raises for ``weight`` and ``label_smoothing``.
+            out of range is an IndexError too).
+        TypeError: a type or dtype that does not fit. What ``F.cross_entropy`` raises for ``weight``
+            and ``label_smoothing``.
 
     Example:
         >>> import torch

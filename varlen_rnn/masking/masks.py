@@ -33,8 +33,8 @@ def lengths_to_mask(
         ``[B, T]`` (``[T, B]``), bool, True where a token is valid, on the device of ``lengths``.
 
     Raises:
-        ValueError: lengths that are not ``[B]`` or not in ``[0, T]``. TypeError: lengths that are
-        not integers.
+        ValueError: lengths that are not ``[B]`` or not in ``[0, T]``.
+        TypeError: lengths that are not integers.
 
     Example:
         >>> import torch
@@ -72,8 +72,8 @@ def mask_to_lengths(mask: Mask, *, batch_first: bool = True) -> Tensor:
         ``[B]``, int64, on the device of the mask.
 
     Raises:
-        ValueError: a mask that has not two dimensions, or padding before a valid token. TypeError:
-        a mask that is neither bool nor integers.
+        ValueError: a mask that has not two dimensions, or padding before a valid token.
+        TypeError: a mask that is neither bool nor integers.
 
     Example:
         >>> import torch
@@ -114,7 +114,8 @@ def mask_from_value(x: Tensor, value: float = 0.0) -> Tensor:
         ``[*]``, bool, True where a token is valid.
 
     Raises:
-        ValueError: ``x`` without a dimension. TypeError: ``x`` that is not a Tensor.
+        ValueError: ``x`` without a dimension.
+        TypeError: ``x`` that is not a Tensor.
 
     Example:
         >>> import torch
@@ -159,7 +160,7 @@ def dones_to_resets(
         batch_first: whether batches are ``[B, T]`` instead of ``[T, B]``.
 
     Returns:
-        Bool, in the shape and on the device of ``dones``: pass it as ``resets``.
+        Bool, in the shape and on the device of ``dones``, to be passed as ``resets``.
 
     Raises:
         ValueError: a shape or a value that does not fit, or both ``lengths`` and ``mask``.

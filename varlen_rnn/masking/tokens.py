@@ -35,7 +35,8 @@ def apply_to_valid(
 
     Raises:
         ValueError: a shape or a value that does not fit, both ``lengths`` and ``mask``, or a module
-        that does not give one result a token. TypeError: a type or dtype that does not fit.
+            that does not give one result a token.
+        TypeError: a type or dtype that does not fit.
 
     Example:
         >>> import torch
