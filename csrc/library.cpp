@@ -19,6 +19,14 @@
   "Tensor? bias_hh, Tensor? weight_ih_reverse, Tensor? weight_hh_reverse, "      \
   "Tensor? bias_ih_reverse, Tensor? bias_hh_reverse, " VARLEN_RNN_LAYOUT
 
+// int8 weights and their scales, in the order of cpu/quantized.h.
+#define VARLEN_RNN_QUANTIZED                                                                      \
+  "Tensor weight_ih, Tensor weight_hh, Tensor scale_ih, Tensor scale_hh, Tensor bias_ih, Tensor " \
+  "bias_hh, Tensor? weight_ih_reverse, Tensor? weight_hh_reverse, Tensor? scale_ih_reverse, "     \
+  "Tensor? scale_hh_reverse, Tensor? bias_ih_reverse, Tensor? bias_hh_reverse, int hidden_size, " \
+  "Tensor batch_sizes, Tensor? rows, Tensor? reverse, Tensor initial_row, Tensor final_row, "     \
+  "SymInt num_rows"
+
 // The emulated CUDA ops are a library of their own.
 #ifndef VARLEN_RNN_LIBRARY
 #define VARLEN_RNN_LIBRARY varlen_rnn
@@ -55,4 +63,9 @@ VARLEN_RNN_DEFINE(VARLEN_RNN_LIBRARY, m) {
       "Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias_ih, Tensor d_bias_hh, Tensor "
       "d_weight_ih_reverse, Tensor d_weight_hh_reverse, Tensor d_bias_ih_reverse, Tensor "
       "d_bias_hh_reverse)");
+
+  m.def("quantized_lstm(Tensor x, Tensor? h_0, Tensor? c_0, " VARLEN_RNN_QUANTIZED
+        ") -> (Tensor out, Tensor h_n, Tensor c_n)");
+  m.def("quantized_gru(Tensor x, Tensor? h_0, " VARLEN_RNN_QUANTIZED
+        ") -> (Tensor out, Tensor h_n)");
 }

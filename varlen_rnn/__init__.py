@@ -6,6 +6,18 @@ from varlen_rnn import data, masking, reference
 from varlen_rnn._extension import build_info
 from varlen_rnn.convert import convert
 from varlen_rnn.modules import VarLenGRU, VarLenLSTM
+from varlen_rnn.quantization import QuantizedVarLenGRU, QuantizedVarLenLSTM, quantize_dynamic
 
 __version__ = version("varlen_rnn")
-__all__ = ["VarLenGRU", "VarLenLSTM", "build_info", "convert", "data", "masking", "reference"]
+__all__ = [
+    "QuantizedVarLenGRU",
+    "QuantizedVarLenLSTM",
+    "VarLenGRU",
+    "VarLenLSTM",
+    "build_info",
+    "convert",
+    "data",
+    "masking",
+    "quantize_dynamic",
+    "reference",
+]

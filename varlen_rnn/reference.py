@@ -17,6 +17,7 @@ from varlen_rnn._tracing import tracing
 from varlen_rnn.layout import Layout
 
 State = tuple[Tensor, ...]
+Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def lstm_cell(
@@ -25,11 +26,12 @@ def lstm_cell(
     weight_hh: Tensor,
     bias_hh: Tensor | None,
     weight_hr: Tensor | None,
+    linear: Linear = F.linear,
 ) -> State:
     """One step: ``torch.nn.LSTMCell``, with an optional projection.
 
-    ``from_x`` is ``F.linear(x, weight_ih, bias_ih)``, which needs no state: one product gives that
-    of all steps.
+    ``from_x`` is ``linear(x, weight_ih, bias_ih)``, which needs no state: one product gives that of
+    all steps.
 
     Formulas: Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al. 2000; the
     projection, Sak et al. 2014.
@@ -45,11 +47,11 @@ def lstm_cell(
         True
     """
     h, c = state
-    gates = from_x + F.linear(h, weight_hh, bias_hh)
+    gates = from_x + linear(h, weight_hh, bias_hh)
     i, f, g, o = gates.chunk(4, dim=-1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     h = torch.sigmoid(o) * torch.tanh(c)
-    return (h if weight_hr is None else F.linear(h, weight_hr)), c
+    return (h if weight_hr is None else linear(h, weight_hr, None)), c
 
 
 def gru_cell(
@@ -58,6 +60,7 @@ def gru_cell(
     weight_hh: Tensor,
     bias_hh: Tensor | None,
     weight_hr: None = None,
+    linear: Linear = F.linear,
 ) -> State:
     """One step, ``torch.nn.GRUCell`` (Cho et al. 2014, with the reset gate after the product).
 
@@ -75,7 +78,7 @@ def gru_cell(
     """
     (h,) = state
     x_r, x_z, x_n = from_x.chunk(3, dim=-1)
-    h_r, h_z, h_n = F.linear(h, weight_hh, bias_hh).chunk(3, dim=-1)
+    h_r, h_z, h_n = linear(h, weight_hh, bias_hh).chunk(3, dim=-1)
     r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
     n = torch.tanh(x_n + r * h_n)
     return (n + z * (h - n),)
@@ -182,8 +185,12 @@ def _layer(
     sizes: Sequence[int],
     weights: Sequence[tuple[Tensor | None, ...]],
     layout: Layout,
+    linear: Linear = F.linear,
 ) -> tuple[Tensor, State, list[list[Tensor]]]:
-    """Output, final states, and for each direction every step's cell states."""
+    """Output, final states, and for each direction every step's cell states.
+
+    ``linear`` computes the products with weights.
+    """
     dtype = x.dtype
     compute = torch.promote_types(dtype, torch.float32)
     tokens = (x if layout.rows is None else x.index_select(0, layout.rows)).to(compute)
@@ -200,6 +207,7 @@ def _layer(
             [None if w is None else w.to(compute) for w in direction_weights],
             layout,
             dtype,
+            linear,
         )
         outs.append(out if d == 0 else _reversed(out, layout))
         finals.append(final)
@@ -257,6 +265,7 @@ def _direction(
     weights: Sequence[Tensor | None],
     layout: Layout,
     dtype: torch.dtype,
+    linear: Linear,
 ) -> tuple[Tensor, State, list[Tensor]]:
     """Runs over ``tokens [N, I]``.
 
@@ -270,12 +279,13 @@ def _direction(
     ended: list[State] = []
     weight_ih, weight_hh, bias_ih, bias_hh, *weight_hr = weights
     assert weight_ih is not None
-    from_tokens = F.linear(tokens, weight_ih, bias_ih)
+    from_tokens = linear(tokens, weight_ih, bias_ih)
     # Without a token one step over no rows, so that results have a graph all the same.
     for from_x in torch.split(from_tokens, layout.batch_sizes.tolist() or [0]):
         active = len(from_x)
         ended.append(tuple(s[active:] for s in state))
-        h, *c = cell(from_x, tuple(s[:active] for s in state), weight_hh, bias_hh, *weight_hr)
+        state = tuple(s[:active] for s in state)
+        h, *c = cell(from_x, state, weight_hh, bias_hh, *weight_hr, linear=linear)
         outs.append(h.to(dtype))
         cells += c
         state = (outs[-1].to(h.dtype), *c)

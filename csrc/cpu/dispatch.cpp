@@ -6,7 +6,27 @@
 
 namespace varlen_rnn {
 
+namespace {
+
+struct InstructionSet {
+  Kernels kernels;
+  QuantizedKernels quantized;
+};
+
+}  // namespace
+
+#define VARLEN_RNN_DECLARE_QUANTIZED(isa)                                          \
+  namespace isa {                                                                  \
+  size_t quantized_lstm_scratch(const QuantizedForward&);                          \
+  void quantized_lstm(const QuantizedForward&);                                    \
+  size_t quantized_gru_scratch(const QuantizedForward&);                           \
+  void quantized_gru(const QuantizedForward&);                                     \
+  constexpr QuantizedKernels kQuantized = {quantized_lstm_scratch, quantized_lstm, \
+                                           quantized_gru_scratch, quantized_gru};  \
+  }
+
 #define VARLEN_RNN_DECLARE(isa)                                                 \
+  VARLEN_RNN_DECLARE_QUANTIZED(isa)                                             \
   namespace isa {                                                               \
   size_t lstm_forward_scratch(const Forward&);                                  \
   void lstm_forward(const Forward&);                                            \
@@ -21,6 +41,18 @@ namespace varlen_rnn {
       lstm_backward, gru_forward_scratch,  gru_forward,  gru_backward_scratch,  \
       gru_backward,                                                             \
   };                                                                            \
+  constexpr InstructionSet kSet = {kKernels, kQuantized};                       \
+  }
+
+// A set that adds instructions for integers to another one, whose kernels it has for floats.
+#define VARLEN_RNN_DECLARE_VNNI(isa, base)                             \
+  VARLEN_RNN_DECLARE_QUANTIZED(isa)                                    \
+  namespace isa {                                                      \
+  constexpr Kernels named(Kernels kernels) {                           \
+    kernels.name = #isa;                                               \
+    return kernels;                                                    \
+  }                                                                    \
+  constexpr InstructionSet kSet = {named(base::kKernels), kQuantized}; \
   }
 
 #ifdef VARLEN_RNN_HAVE_BASELINE
@@ -29,8 +61,14 @@ VARLEN_RNN_DECLARE(baseline)
 #ifdef VARLEN_RNN_HAVE_AVX2
 VARLEN_RNN_DECLARE(avx2)
 #endif
+#ifdef VARLEN_RNN_HAVE_AVX2_VNNI
+VARLEN_RNN_DECLARE_VNNI(avx2_vnni, avx2)
+#endif
 #ifdef VARLEN_RNN_HAVE_AVX512
 VARLEN_RNN_DECLARE(avx512)
+#endif
+#ifdef VARLEN_RNN_HAVE_AVX512_VNNI
+VARLEN_RNN_DECLARE_VNNI(avx512_vnni, avx512)
 #endif
 #ifdef VARLEN_RNN_HAVE_NEON
 VARLEN_RNN_DECLARE(neon)
@@ -38,36 +76,42 @@ VARLEN_RNN_DECLARE(neon)
 
 namespace {
 
-int available_kernels(const Kernels* table[kMaxInstructionSets]) {
+int available_sets(const InstructionSet* table[kMaxInstructionSets]) {
   int count = 0;
 #ifdef VARLEN_RNN_HAVE_BASELINE
-  table[count++] = &baseline::kKernels;
+  table[count++] = &baseline::kSet;
 #endif
 #ifdef VARLEN_RNN_HAVE_AVX2
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("f16c")) {
-    table[count++] = &avx2::kKernels;
+    table[count++] = &avx2::kSet;
+#ifdef VARLEN_RNN_HAVE_AVX2_VNNI
+    if (__builtin_cpu_supports("avxvnni")) table[count++] = &avx2_vnni::kSet;
+#endif
   }
 #endif
 #ifdef VARLEN_RNN_HAVE_AVX512
   if (__builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
-    table[count++] = &avx512::kKernels;
+    table[count++] = &avx512::kSet;
+#ifdef VARLEN_RNN_HAVE_AVX512_VNNI
+    if (__builtin_cpu_supports("avx512vnni")) table[count++] = &avx512_vnni::kSet;
+#endif
   }
 #endif
 #ifdef VARLEN_RNN_HAVE_NEON
-  table[count++] = &neon::kKernels;
+  table[count++] = &neon::kSet;
 #endif
   return count;
 }
 
-std::atomic<const Kernels*>& in_use() {
-  static std::atomic<const Kernels*> kernels = [] {
-    const Kernels* table[kMaxInstructionSets];
-    return table[available_kernels(table) - 1];
+std::atomic<const InstructionSet*>& in_use() {
+  static std::atomic<const InstructionSet*> set = [] {
+    const InstructionSet* table[kMaxInstructionSets];
+    return table[available_sets(table) - 1];
   }();
-  return kernels;
+  return set;
 }
 
 std::atomic<bool> waiting_allowed{true};
@@ -78,19 +122,22 @@ void set_workers_may_wait(bool value) { waiting_allowed.store(value, std::memory
 bool workers_may_wait() { return waiting_allowed.load(std::memory_order_relaxed); }
 
 int available_instruction_sets(const char* names[kMaxInstructionSets]) {
-  const Kernels* table[kMaxInstructionSets];
-  const int count = available_kernels(table);
-  for (int i = 0; i < count; ++i) names[i] = table[i]->name;
+  const InstructionSet* table[kMaxInstructionSets];
+  const int count = available_sets(table);
+  for (int i = 0; i < count; ++i) names[i] = table[i]->kernels.name;
   return count;
 }
 
-const Kernels& kernels() { return *in_use().load(std::memory_order_relaxed); }
+const Kernels& kernels() { return in_use().load(std::memory_order_relaxed)->kernels; }
+const QuantizedKernels& quantized_kernels() {
+  return in_use().load(std::memory_order_relaxed)->quantized;
+}
 
 bool use_instruction_set(const char* name) {
-  const Kernels* table[kMaxInstructionSets];
-  const int count = available_kernels(table);
+  const InstructionSet* table[kMaxInstructionSets];
+  const int count = available_sets(table);
   for (int i = 0; i < count; ++i) {
-    if (std::strcmp(table[i]->name, name) == 0) {
+    if (std::strcmp(table[i]->kernels.name, name) == 0) {
       in_use().store(table[i], std::memory_order_relaxed);
       return true;
     }

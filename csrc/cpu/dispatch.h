@@ -1,11 +1,12 @@
 // Which instruction set's kernels run, and on what kind of threads.
 #pragma once
 
+#include "cpu/quantized.h"
 #include "params.h"
 
 namespace varlen_rnn {
 
-inline constexpr int kMaxInstructionSets = 3;
+inline constexpr int kMaxInstructionSets = 5;
 
 // Fills `names`, lowest first, with the sets that were compiled and that this CPU has; returns how
 // many.
@@ -13,6 +14,7 @@ int available_instruction_sets(const char* names[kMaxInstructionSets]);
 
 // The kernels in use: the highest available set, or the one that was forced.
 const Kernels& kernels();
+const QuantizedKernels& quantized_kernels();
 
 // Forces a set; false, and nothing changes, if it is not available.
 bool use_instruction_set(const char* name);

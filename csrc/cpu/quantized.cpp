@@ -1,0 +1,232 @@
+// LSTM and GRU with int8 weights on one instruction set, for inference; compiled once for each of
+// them. The cells are those of lstm.cpp and gru.cpp; both products are quantized-inl.h's.
+#include "cpu/math-inl.h"
+#include "cpu/plan-inl.h"
+#include "cpu/quantized-inl.h"
+
+namespace varlen_rnn::VARLEN_RNN_ISA {
+namespace {
+
+// A cell's step for one row and the units of one group: `x` and `h` are the products of the input
+// and of the previous state, a group's columns each.
+struct QuantizedLstm {
+  static constexpr int kGates = 4;
+  static void step(const float* x, const float* h, const float*, float* c, float* h_next) {
+    for (int u = 0; u < kGroup; u += kLanes<float>) {
+      const auto gate = [&](int g) { return load(x + g * kGroup + u) + load(h + g * kGroup + u); };
+      const Vec<float> i = sigmoid<float>(gate(0)), f = sigmoid<float>(gate(1));
+      const Vec<float> g = tanh<float>(gate(2)), o = sigmoid<float>(gate(3));
+      const Vec<float> c_next = fma(f, load(c + u), i * g);
+      store(c + u, c_next);
+      store(h_next + u, o * tanh<float>(c_next));
+    }
+  }
+};
+
+struct QuantizedGru {
+  static constexpr int kGates = 3;
+  static void step(const float* x, const float* h, const float* h_previous, float*, float* h_next) {
+    for (int u = 0; u < kGroup; u += kLanes<float>) {
+      const auto gate = [&](int g) { return load(x + g * kGroup + u) + load(h + g * kGroup + u); };
+      const Vec<float> r = sigmoid<float>(gate(0)), z = sigmoid<float>(gate(1));
+      const Vec<float> n = tanh<float>(fma(r, load(h + 2 * kGroup + u), load(x + 2 * kGroup + u)));
+      store(h_next + u, fma(z, load(h_previous + u) - n, n));
+    }
+  }
+};
+
+struct QuantizedWorkspace {
+  int64_t groups, columns;      // U, and all columns of them
+  int64_t input_ld, hidden_ld;  // of quantised rows
+  int64_t g_ld, units_ld;       // of floats
+  float input_max, hidden_max;  // of quantised activations
+  Plan plan;
+  int64_t chunk_tokens;
+  int64_t* counters;
+  char* workers;
+  size_t worker_bytes;
+  char* teams;
+  size_t team_bytes;
+
+  struct Own {   // of one worker
+    int16_t* x;  // [chunk_tokens, input_ld]
+    float* x_scale;
+    float* from_x;  // [chunk_tokens, g_ld]     the input's product
+    int16_t* h;     // [max_rows, hidden_ld]
+    float* h_scale;
+    float* from_h;  // [max_rows, a group's columns]
+    float* c;       // [max_rows, units_ld]
+  };
+  struct Shared {       // by a team
+    float *h, *h_next;  // [max_rows, units_ld]
+  };
+
+  // The input's product of a chunk should stay in the second-level cache.
+  static constexpr int64_t kChunkBytes = 256 * 1024;
+
+  void arrange(const QuantizedForward& p, int64_t gates, Arena& arena) {
+    const Call& call = p.call;
+    const int64_t H = call.hidden_size, I = call.input_size;
+    groups = ceil_div(H, kGroup);
+    columns = gates * kGroup;
+    input_ld = leading<int16_t>(ceil_div(I, kGroup) * kGroup);
+    hidden_ld = leading<int16_t>(ceil_div(H, kGroup) * kGroup);
+    g_ld = leading<float>(groups * columns);
+    units_ld = leading<float>(groups * kGroup);
+    input_max = static_cast<float>(quantized_activation_max(I));
+    hidden_max = static_cast<float>(quantized_activation_max(H));
+    // As many products an instruction as of floats, and an instruction more to widen the weights: the
+    // model for floats holds for these as well.
+    plan = make_plan(call, {groups, 1, gates * kGroupVectors, I, H, true});
+    chunk_tokens = kChunkBytes / (g_ld * static_cast<int64_t>(sizeof(float)));
+    if (chunk_tokens < plan.max_rows) chunk_tokens = plan.max_rows;
+    if (chunk_tokens > call.layout.num_tokens) chunk_tokens = call.layout.num_tokens;
+    counters = arena.take<int64_t>(call.num_workers * 8);
+    Arena worker(nullptr), team(nullptr);
+    own(worker);
+    shared(team);
+    worker_bytes = worker.used();
+    team_bytes = team.used();
+    workers = arena.take<char>(call.num_workers * static_cast<int64_t>(worker_bytes));
+    teams = arena.take<char>(call.num_workers / plan.team_size * static_cast<int64_t>(team_bytes));
+  }
+
+  Own own(Arena& arena) const {
+    Own own;
+    own.x = arena.take<int16_t>(chunk_tokens * input_ld);
+    own.x_scale = arena.take<float>(chunk_tokens);
+    own.from_x = arena.take<float>(chunk_tokens * g_ld);
+    own.h = arena.take<int16_t>(plan.max_rows * hidden_ld);
+    own.h_scale = arena.take<float>(plan.max_rows);
+    own.from_h = arena.take<float>(plan.max_rows * columns);
+    own.c = arena.take<float>(plan.max_rows * units_ld);
+    return own;
+  }
+
+  Shared shared(Arena& arena) const {
+    Shared shared;
+    shared.h = arena.take<float>(plan.max_rows * units_ld);
+    shared.h_next = arena.take<float>(plan.max_rows * units_ld);
+    return shared;
+  }
+};
+
+// One part, or of a part the units that this thread of the team takes.
+template <class Cell>
+void quantized_part(const QuantizedForward& p, const QuantizedWorkspace& space, int64_t worker,
+                    int64_t team_index, Team& team, const Part& part) {
+  const Call& call = p.call;
+  const int64_t H = call.hidden_size, I = call.input_size;
+  const int64_t d = part.direction, D = call.num_directions;
+  const int64_t first_state = d * call.layout.num_rows;
+  Arena own_arena(space.workers + worker * static_cast<int64_t>(space.worker_bytes));
+  Arena shared_arena(space.teams + team_index * static_cast<int64_t>(space.team_bytes));
+  const QuantizedWorkspace::Own own = space.own(own_arena);
+  QuantizedWorkspace::Shared shared = space.shared(shared_arena);
+
+  const Range groups = team.share(space.groups);
+  const int64_t first = groups.begin * kGroup;
+  const int64_t end = groups.end * kGroup < H ? groups.end * kGroup : H;
+  const auto bytes = static_cast<size_t>(end - first) * sizeof(float);
+  const QuantizedWeights& w = p.weights[d];
+  const auto columns_of = [&](const int8_t* weights, int64_t K, const float* scale,
+                              const float* bias, int64_t group) -> QuantizedColumns {
+    const int64_t column = group * space.columns, pairs = ceil_div(K, 2);
+    return {weights + column * 2 * pairs, pairs, scale + column, bias + column};
+  };
+
+  const int64_t padded = (groups.end - groups.begin) * kGroup;
+  for (int64_t i = 0; i < part.active(0); ++i) {
+    const int64_t row = call.layout.initial_row[part.segment(i)];
+    const int64_t state = (first_state + row) * H + first;
+    float* h = shared.h + i * space.units_ld + first;
+    float* c = own.c + i * space.units_ld + first;
+    std::memset(h, 0, static_cast<size_t>(padded) * sizeof(float));
+    std::memset(c, 0, static_cast<size_t>(padded) * sizeof(float));
+    if (row >= 0 && p.h_0 != nullptr) std::memcpy(h, p.h_0 + state, bytes);
+    if (row >= 0 && p.c_0 != nullptr) std::memcpy(c, p.c_0 + state, bytes);
+  }
+  team.wait();
+
+  int64_t chunk_end = 0, chunk_row = 0;
+  for (int64_t s = 0; part.active(s) > 0; ++s) {
+    const int64_t active = part.active(s), staying = part.active(s + 1);
+    if (s == chunk_end) {
+      int64_t tokens = 0;
+      while (part.active(chunk_end) > 0 && tokens + part.active(chunk_end) <= space.chunk_tokens) {
+        for (int64_t i = 0; i < part.active(chunk_end); ++i, ++tokens) {
+          own.x_scale[tokens] =
+              quantize_row(own.x + tokens * space.input_ld,
+                           p.x + part.row(chunk_end, i) * p.x_stride, I, space.input_max);
+        }
+        ++chunk_end;
+      }
+      const int64_t column = groups.begin * space.columns;
+      quantized_product({own.x, space.input_ld, own.x_scale}, tokens,
+                        columns_of(w.weight_ih, I, w.scale_ih, w.bias_ih, groups.begin),
+                        (groups.end - groups.begin) * Cell::kGates, own.from_x + column,
+                        space.g_ld);
+      chunk_row = 0;
+    }
+
+    // Each worker of a team for itself: this takes less time than another barrier.
+    for (int64_t i = 0; i < active; ++i) {
+      own.h_scale[i] = quantize_row(own.h + i * space.hidden_ld, shared.h + i * space.units_ld, H,
+                                    space.hidden_max);
+    }
+    for (int64_t group = groups.begin; group < groups.end; ++group) {
+      quantized_product({own.h, space.hidden_ld, own.h_scale}, active,
+                        columns_of(w.weight_hh, H, w.scale_hh, w.bias_hh, group), Cell::kGates,
+                        own.from_h, space.columns);
+      for (int64_t i = 0; i < active; ++i) {
+        const int64_t unit = i * space.units_ld + group * kGroup;
+        const float* from_x = own.from_x + (chunk_row + i) * space.g_ld + group * space.columns;
+        Cell::step(from_x, own.from_h + i * space.columns, shared.h + unit, own.c + unit,
+                   shared.h_next + unit);
+      }
+    }
+
+    for (int64_t i = 0; i < active; ++i) {
+      const float* h = shared.h_next + i * space.units_ld + first;
+      std::memcpy(p.out + (part.row(s, i) * D + d) * H + first, h, bytes);
+      const int64_t row = i < staying ? -1 : call.layout.final_row[part.segment(i)];
+      if (row < 0) continue;
+      const int64_t state = (first_state + row) * H + first;
+      std::memcpy(p.h_n + state, h, bytes);
+      if (p.c_n != nullptr) std::memcpy(p.c_n + state, own.c + i * space.units_ld + first, bytes);
+    }
+    chunk_row += active;
+    float* h = shared.h;
+    shared.h = shared.h_next;
+    shared.h_next = h;
+    team.wait();
+  }
+}
+
+template <class Cell>
+size_t scratch_of(const QuantizedForward& p) {
+  QuantizedWorkspace space;
+  Arena arena(nullptr);
+  space.arrange(p, Cell::kGates, arena);
+  return arena.used();
+}
+
+template <class Cell>
+void run(const QuantizedForward& p) {
+  QuantizedWorkspace space;
+  Arena arena(p.call.scratch);
+  space.arrange(p, Cell::kGates, arena);
+  for_each_part(p.call, space.plan, space.counters,
+                [&](int64_t worker, int64_t team_index, Team& team, const Part& part) {
+                  quantized_part<Cell>(p, space, worker, team_index, team, part);
+                });
+}
+
+}  // namespace
+
+size_t quantized_lstm_scratch(const QuantizedForward& p) { return scratch_of<QuantizedLstm>(p); }
+void quantized_lstm(const QuantizedForward& p) { run<QuantizedLstm>(p); }
+size_t quantized_gru_scratch(const QuantizedForward& p) { return scratch_of<QuantizedGru>(p); }
+void quantized_gru(const QuantizedForward& p) { run<QuantizedGru>(p); }
+
+}  // namespace varlen_rnn::VARLEN_RNN_ISA

@@ -1,0 +1,229 @@
+"""LSTM and GRU with int8 weights, for inference on the CPU."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import PackedSequence
+
+from varlen_rnn import _forms, _quantized
+from varlen_rnn._checks import InputTypeError
+from varlen_rnn._rnn_base import VarLenRNNBase
+from varlen_rnn.convert import convert
+from varlen_rnn.layout import Layout
+from varlen_rnn.modules import VarLenGRU, VarLenLSTM
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+class _QuantizedBase(VarLenRNNBase):
+    """Both cells: int8 weights, their scales and biases as buffers, in the kernels' order."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        _check("", self)
+        self._quantize()
+
+    def _quantize(self) -> None:
+        """Turns the parameters into buffers."""
+        num_gates = 4 if self.mode == "LSTM" else 3
+        names_of_layers: list[list[str]] = []
+        for names in self._all_weights:
+            weight_ih, weight_hh, *biases = [self._parameters.pop(name) for name in names]
+            suffix = names[0].removeprefix("weight_ih")
+            with torch.no_grad():
+                q_ih, scale_ih = _quantized.quantize_weight(weight_ih)
+                q_hh, scale_hh = _quantized.quantize_weight(weight_hh)
+                none = torch.zeros_like(scale_ih)
+                rows = (q_ih, q_hh, scale_ih, scale_hh, *(biases or (none, none)))
+                new_names = [kind + suffix for kind in _quantized.KINDS]
+                for name, values in zip(new_names, rows, strict=True):
+                    self.register_buffer(name, _quantized.pack(values.detach(), num_gates))
+            names_of_layers.append(new_names)
+        self._all_weights = names_of_layers
+        self._flat_weights_names = [name for names in names_of_layers for name in names]
+
+    def reset_parameters(self) -> None:
+        """Draws nothing anew: there are no parameters once weights are quantised."""
+        if self._parameters:
+            super().reset_parameters()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Moves, but keeps dtypes: ``model.double()`` or ``.half()`` are about other layers."""
+
+        def keeping_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keeping_dtype, recurse)
+
+    def _forward(
+        self,
+        input: Tensor | PackedSequence,
+        states: tuple[Tensor, ...] | None,
+        state_sizes: tuple[int, ...],
+        which: _forms.Which,
+        output_states: bool = False,
+    ) -> tuple[Any, tuple[Tensor, ...]]:
+        name = type(self).__name__
+        if output_states:
+            raise NotImplementedError(f"{name}: output_states must be False, got True")
+        data = self._data(input)
+        if data.dtype != torch.float32:
+            raise InputTypeError(f"{name}: input must be float32, got {data.dtype}")
+        weights = [self._layer_weights(layer) for layer in range(self.num_layers)]
+        with torch.no_grad():
+            return self._run(input, data, states, state_sizes, weights, which, False)
+
+    def _check_input(
+        self, input: Tensor | PackedSequence, data: Tensor, weights: list[Tensor | None]
+    ) -> None:
+        super()._check_input(input, data, weights[2:])  # from the first that is float32
+
+    def _layer_weights(self, layer: int) -> list[Tensor | None]:
+        """Of each direction the tensors of ``_quantized.KINDS``, or None."""
+        directions = 2 if self.bidirectional else 1
+        names = self._all_weights[layer * directions : (layer + 1) * directions]
+        weights: list[Tensor | None] = [getattr(self, name) for kinds in names for name in kinds]
+        return weights if self.bidirectional else weights + [None] * len(_quantized.KINDS)
+
+    def _layer(
+        self,
+        x: Tensor,
+        states: Sequence[Tensor | None],
+        weights: list[Tensor | None],
+        batch: Layout,
+        output_states: bool,
+    ) -> tuple[Tensor, ...]:
+        return _quantized.layer(self.mode.lower(), x, states, weights, self.hidden_size, batch)
+
+
+class QuantizedVarLenLSTM(_QuantizedBase, VarLenLSTM):
+    """A :class:`VarLenLSTM` with int8 weights, for inference; :func:`quantize_dynamic` makes it.
+
+    Equivalent to ``VarLenLSTM`` with weights rounded to ``scale * q``, ``q`` in [-127, 127], one
+    scale for each row of ``weight_ih`` and ``weight_hh``; biases, states and all else are float32.
+    Activations are rounded as well, to 16 bits by each token's largest value. ``forward`` takes
+    all that ``VarLenLSTM.forward`` takes but ``output_states``. Input is float32; a token with NaN
+    or Inf makes its row's outputs NaN from there on. No gradient goes through, as with torch's own
+    quantised modules: the output does not require one.
+
+    Weights, scales and biases are buffers, so ``state_dict``, ``pickle`` and ``copy.deepcopy`` work
+    as ever. Made directly, with the arguments of :class:`VarLenLSTM` but ``proj_size``, it holds
+    random weights, to load a ``state_dict`` into.
+
+    Example:
+        >>> import torch
+        >>> from varlen_rnn import QuantizedVarLenLSTM, VarLenLSTM, quantize_dynamic
+        >>> quantized = quantize_dynamic(VarLenLSTM(8, 16))
+        >>> fresh = QuantizedVarLenLSTM(8, 16)
+        >>> fresh.load_state_dict(quantized.state_dict())
+        <All keys matched successfully>
+        >>> x = torch.randn(5, 3, 8)
+        >>> bool((fresh(x)[0] == quantized(x)[0]).all())
+        True
+    """
+
+
+class QuantizedVarLenGRU(_QuantizedBase, VarLenGRU):
+    """A :class:`VarLenGRU` with int8 weights, for inference; see :class:`QuantizedVarLenLSTM`.
+
+    Example:
+        >>> import torch
+        >>> from varlen_rnn import VarLenGRU, quantize_dynamic
+        >>> rnn = VarLenGRU(8, 16, batch_first=True)
+        >>> quantized = quantize_dynamic(rnn)
+        >>> x, lengths = torch.randn(3, 10, 8), torch.tensor([10, 0, 4])
+        >>> (out, h_n), (truth, _) = quantized(x, lengths=lengths), rnn(x, lengths=lengths)
+        >>> out.shape, h_n.shape, torch.allclose(out, truth, atol=0.02)
+        (torch.Size([3, 10, 16]), torch.Size([1, 3, 16]), True)
+    """
+
+
+_QUANTIZED: dict[type[nn.Module], type[_QuantizedBase]] = {
+    VarLenLSTM: QuantizedVarLenLSTM,
+    VarLenGRU: QuantizedVarLenGRU,
+}
+
+
+def quantize_dynamic(model: ModuleT, inplace: bool = False) -> ModuleT:
+    """Gives every LSTM and GRU of a model int8 weights, for faster inference on the CPU.
+
+    What ``torch.ao.quantization.quantize_dynamic(model, {nn.LSTM, nn.GRU})`` does, with this
+    library's layers: every ``VarLenLSTM`` and ``VarLenGRU``, and every ``nn.LSTM`` and ``nn.GRU``
+    (by :func:`convert`), becomes a :class:`QuantizedVarLenLSTM` or :class:`QuantizedVarLenGRU`, with
+    its hooks and its training flag. Other modules stay as they are, and so do subclasses of these
+    four. Parametrised weights are quantised as they are now.
+
+    Args:
+        model: any module, also one of those itself. Its recurrent layers are float32.
+        inplace: whether to change the model itself, and not a copy of it.
+
+    Returns:
+        The quantised model.
+
+    Raises:
+        TypeError: ``model`` is not a module, or a layer not float32. NotImplementedError: a layer
+        has a projection. ValueError: weights that are not finite or not there as parameters, or
+        a size above 133144.
+
+    Example:
+        >>> import torch
+        >>> from varlen_rnn import quantize_dynamic
+        >>> model = torch.nn.ModuleDict({"encoder": torch.nn.LSTM(8, 16)})
+        >>> quantize_dynamic(model)
+        ModuleDict(
+          (encoder): QuantizedVarLenLSTM(8, 16)
+        )
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"quantize_dynamic: model must be an nn.Module, got {type(model).__name__}")
+    if not inplace:
+        model = copy.deepcopy(model)
+    layers = {}
+    for name, module in convert(model).named_modules():
+        if parametrize.type_before_parametrizations(module) in _QUANTIZED:
+            assert isinstance(module, VarLenRNNBase)
+            _check(f"{name}." if name else "", module)
+            layers[name] = module
+    for module in layers.values():
+        if parametrize.is_parametrized(module):
+            for tensor_name in list(module.parametrizations):
+                parametrize.remove_parametrizations(module, tensor_name)
+        module.__class__ = _QUANTIZED[type(module)]
+        assert isinstance(module, _QuantizedBase)
+        module._quantize()
+    return model
+
+
+def _check(prefix: str, rnn: VarLenRNNBase) -> None:
+    """Fails where a layer cannot be quantised; ``prefix`` is its name in the model and a dot."""
+    if rnn.proj_size:
+        raise NotImplementedError(
+            f"quantize_dynamic: {prefix}proj_size must be 0, got {rnn.proj_size}"
+        )
+    most = _quantized.MAX_SIZE
+    if not 0 < max(rnn.input_size, rnn.hidden_size) <= most:
+        sizes = f"{rnn.input_size} and {rnn.hidden_size}"
+        raise ValueError(
+            f"quantize_dynamic: {prefix}input_size and hidden_size must be at most {most}, "
+            f"got {sizes}"
+        )
+    for name in (name for names in rnn._all_weights for name in names):
+        if name not in rnn._parameters and not parametrize.is_parametrized(rnn, name):
+            raise ValueError(
+                f"quantize_dynamic: {prefix}{name} must be a parameter, got an attribute that a "
+                "hook computes (make it permanent first: prune.remove, remove_weight_norm)"
+            )
+        weight = getattr(rnn, name)
+        if weight.dtype != torch.float32:
+            raise TypeError(
+                f"quantize_dynamic: {prefix}{name} must be float32, got {weight.dtype}"
+            )
+        if not weight.isfinite().all():
+            raise ValueError(f"quantize_dynamic: {prefix}{name} must be finite, got NaN or Inf")
