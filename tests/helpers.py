@@ -91,7 +91,7 @@ def random_hx(rnn: nn.RNNBase, num_rows: int, *, seed: int = 1) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     layers = rnn.num_layers * (2 if rnn.bidirectional else 1)
     sizes = [rnn.proj_size or rnn.hidden_size, rnn.hidden_size][: 2 if rnn.mode == "LSTM" else 1]
-    dtype = rnn.weight_ih_l0.dtype
+    dtype = getattr(rnn, "scale_ih_l0", rnn.weight_ih_l0).dtype  # int8 weights have scales
     return [torch.randn(layers, num_rows, s, generator=generator).to(dtype) for s in sizes]
 
 

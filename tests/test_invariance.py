@@ -242,12 +242,13 @@ BLOCK_VECTORS = {"lstm": 2, "gru": 3}
 
 def tallest_tile(cell: str, isa: str) -> int:
     """kMaxTileRows: 12 and 8 with 32 registers, 6 and 4 with 16."""
-    return (REGISTERS[isa] - REGISTERS[isa] // 4) // BLOCK_VECTORS[cell]
+    registers = REGISTERS[isa.removesuffix("_vnni")]
+    return (registers - registers // 4) // BLOCK_VECTORS[cell]
 
 
 def chunk_tokens(cell: str, hidden_size: int, isa: str) -> int:
     """Tokens whose gates, float32 in rows of an odd number of cache lines, fill kChunkBytes."""
-    lanes = VECTOR_BYTES[isa] // 4
+    lanes = VECTOR_BYTES[isa.removesuffix("_vnni")] // 4
     units = BLOCK_VECTORS[cell] * lanes // {"lstm": 4, "gru": 3}[cell]
     columns = -(-hidden_size // units) * BLOCK_VECTORS[cell] * lanes
     columns = -(-columns // (2 * lanes)) * 2 * lanes

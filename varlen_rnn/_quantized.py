@@ -6,8 +6,8 @@ that a product is a sum of integers times two scales. ``m`` is 32767, or as much
 ``K`` products within 32 bits: less from K = 517 on, 16513 for K = 1024.
 
 Weights, scales and biases are kept in the order in which the kernels read them, in groups of 16
-units; see ``csrc/cpu/quantized.h``. Shapes are those of the legend in :mod:`varlen_rnn.layout`, with
-``U`` for the number of groups.
+units; see ``csrc/cpu/quantized.h``. Shapes are those of the legend in :mod:`varlen_rnn.layout`,
+with ``U`` for the number of groups.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ def activation_max(size: int) -> int:
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """``[rows, K]`` to int8 ``[rows, K]`` and scales ``[rows]``."""
     scale = weight.abs().amax(dim=1) / WEIGHT_MAX
-    inverse = torch.where(scale < _TINY, 0, scale.reciprocal())
-    q = (weight * inverse[:, None]).round().clamp(-WEIGHT_MAX, WEIGHT_MAX)
-    return q.to(torch.int8), torch.where(scale < _TINY, 0, scale)
+    scale = torch.where(scale < _TINY, 0, scale)
+    q = torch.where(scale[:, None] == 0, 0, (weight / scale[:, None]).round())
+    return q.clamp(-WEIGHT_MAX, WEIGHT_MAX).to(torch.int8), scale
 
 
 def pack(rows: Tensor, num_gates: int) -> Tensor:
     """``[gates * H, ...]`` to groups of units: ``[U, gates, 16]``, ``[U, gates, K / 2, 16, 2]``."""
-    by_gate = rows.unflatten(0, (num_gates, -1))
+    by_gate = rows.reshape(num_gates, -1, *rows.shape[1:])
     padding = [0, -by_gate.shape[1] % UNITS]
     if rows.dim() == 1:
-        return F.pad(by_gate, padding).unflatten(1, (-1, UNITS)).transpose(0, 1).contiguous()
+        return F.pad(by_gate, padding).view(num_gates, -1, UNITS).transpose(0, 1).contiguous()
     padded = F.pad(by_gate, [0, rows.shape[1] % 2, *padding])
-    blocks = padded.unflatten(2, (-1, 2)).unflatten(1, (-1, UNITS))
+    blocks = padded.view(num_gates, -1, UNITS, padded.shape[2] // 2, 2)
     return blocks.permute(1, 0, 3, 2, 4).contiguous()
 
 
@@ -71,8 +71,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     ``weight [rows, K]`` holds scales times integers. All is exact but for the rounding of float64.
     """
-    largest = activation_max(x.shape[1])
     x = x.float()
+    largest = x.new_tensor(activation_max(x.shape[1]))  # a number would be divided inexactly
     magnitude = x.abs().amax(dim=1, keepdim=True)
     is_zero = magnitude < _TINY
     # NaN for what is not finite: so is then all that the row is multiplied into.
@@ -120,9 +120,7 @@ def layer(
     return out.float(), *(final.float() for final in finals)
 
 
-def _dequantize(
-    weights: Tensors, hidden_size: int, input_size: int
-) -> tuple[Tensor | None, ...]:
+def _dequantize(weights: Tensors, hidden_size: int, input_size: int) -> tuple[Tensor | None, ...]:
     """``weight_ih, weight_hh, bias_ih, bias_hh, weight_hr`` of one direction, exact in float64."""
     w_ih, w_hh, s_ih, s_hh, b_ih, b_hh = (w.double() for w in weights if w is not None)
     rows = partial(unpack, hidden_size=hidden_size)

@@ -34,16 +34,17 @@ class _QuantizedBase(VarLenRNNBase):
         num_gates = 4 if self.mode == "LSTM" else 3
         names_of_layers: list[list[str]] = []
         for names in self._all_weights:
-            weight_ih, weight_hh, *biases = [self._parameters.pop(name) for name in names]
+            weight_ih, weight_hh, *biases = [getattr(self, name).detach() for name in names]
+            for name in names:
+                delattr(self, name)
+            q_ih, scale_ih = _quantized.quantize_weight(weight_ih)
+            q_hh, scale_hh = _quantized.quantize_weight(weight_hh)
+            zeros = torch.zeros_like(scale_ih)
+            rows = (q_ih, q_hh, scale_ih, scale_hh, *(biases or (zeros, zeros)))
             suffix = names[0].removeprefix("weight_ih")
-            with torch.no_grad():
-                q_ih, scale_ih = _quantized.quantize_weight(weight_ih)
-                q_hh, scale_hh = _quantized.quantize_weight(weight_hh)
-                none = torch.zeros_like(scale_ih)
-                rows = (q_ih, q_hh, scale_ih, scale_hh, *(biases or (none, none)))
-                new_names = [kind + suffix for kind in _quantized.KINDS]
-                for name, values in zip(new_names, rows, strict=True):
-                    self.register_buffer(name, _quantized.pack(values.detach(), num_gates))
+            new_names = [kind + suffix for kind in _quantized.KINDS]
+            for name, values in zip(new_names, rows, strict=True):
+                self.register_buffer(name, _quantized.pack(values, num_gates))
             names_of_layers.append(new_names)
         self._all_weights = names_of_layers
         self._flat_weights_names = [name for names in names_of_layers for name in names]
@@ -60,7 +61,7 @@ class _QuantizedBase(VarLenRNNBase):
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
-        return super()._apply(keeping_dtype, recurse)
+        return super()._apply(keeping_dtype, recurse)  # type: ignore[no-untyped-call]
 
     def _forward(
         self,
@@ -156,9 +157,9 @@ def quantize_dynamic(model: ModuleT, inplace: bool = False) -> ModuleT:
 
     What ``torch.ao.quantization.quantize_dynamic(model, {nn.LSTM, nn.GRU})`` does, with this
     library's layers: every ``VarLenLSTM`` and ``VarLenGRU``, and every ``nn.LSTM`` and ``nn.GRU``
-    (by :func:`convert`), becomes a :class:`QuantizedVarLenLSTM` or :class:`QuantizedVarLenGRU`, with
-    its hooks and its training flag. Other modules stay as they are, and so do subclasses of these
-    four. Parametrised weights are quantised as they are now.
+    (by :func:`convert`), becomes a :class:`QuantizedVarLenLSTM` or :class:`QuantizedVarLenGRU`,
+    with its hooks and its training flag. Other modules stay as they are, and so do subclasses of
+    these four. Parametrised weights are quantised as they are now.
 
     Args:
         model: any module, also one of those itself. Its recurrent layers are float32.
@@ -193,7 +194,8 @@ def quantize_dynamic(model: ModuleT, inplace: bool = False) -> ModuleT:
             layers[name] = module
     for module in layers.values():
         if parametrize.is_parametrized(module):
-            for tensor_name in list(module.parametrizations):
+            parametrized: Any = module.parametrizations
+            for tensor_name in list(parametrized):
                 parametrize.remove_parametrizations(module, tensor_name)
         module.__class__ = _QUANTIZED[type(module)]
         assert isinstance(module, _QuantizedBase)
@@ -222,8 +224,6 @@ def _check(prefix: str, rnn: VarLenRNNBase) -> None:
             )
         weight = getattr(rnn, name)
         if weight.dtype != torch.float32:
-            raise TypeError(
-                f"quantize_dynamic: {prefix}{name} must be float32, got {weight.dtype}"
-            )
+            raise TypeError(f"quantize_dynamic: {prefix}{name} must be float32, got {weight.dtype}")
         if not weight.isfinite().all():
             raise ValueError(f"quantize_dynamic: {prefix}{name} must be finite, got NaN or Inf")

@@ -1,0 +1,299 @@
+"""quantize_dynamic(): which modules it replaces, what they keep, and how well they do."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import io
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from helpers import CELLS, HAS_EXTENSION, OURS, TORCH, assert_bitwise
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from varlen_rnn import (
+    QuantizedVarLenGRU,
+    QuantizedVarLenLSTM,
+    VarLenGRU,
+    VarLenLSTM,
+    convert,
+    quantize_dynamic,
+)
+
+QUANTIZED = {"lstm": QuantizedVarLenLSTM, "gru": QuantizedVarLenGRU}
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+class OwnLSTM(nn.LSTM):
+    """A subclass, which may mean something else by ``forward``."""
+
+
+class Tagger(nn.Module):
+    """A model with recurrent modules at several depths, one of them in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(10, 6)
+        self.encoder = VarLenLSTM(6, 8, 2, batch_first=True, bidirectional=True, dropout=0.3)
+        self.blocks = nn.ModuleList([nn.Linear(16, 6), VarLenGRU(6, 5, batch_first=True)])
+        self.shared = self.blocks[1]
+        self.theirs = nn.GRU(5, 4, batch_first=True)
+        self.own = OwnLSTM(4, 4, batch_first=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens ``[B, T]`` to ``[B, T, 4]``."""
+        x, _ = self.encoder(self.embedding(tokens))
+        x, _ = self.shared(self.blocks[0](x))
+        return self.own(self.theirs(x)[0])[0]
+
+
+def test_recurrent_modules_are_replaced_in_a_copy() -> None:
+    model = Tagger().eval()
+    before = pickle.dumps(model.state_dict())
+    quantized = quantize_dynamic(model)
+    assert type(model.encoder) is VarLenLSTM
+    assert type(model.theirs) is nn.GRU
+    assert pickle.dumps(model.state_dict()) == before
+    assert type(quantized.encoder) is QuantizedVarLenLSTM
+    assert type(quantized.shared) is QuantizedVarLenGRU
+    assert quantized.shared is quantized.blocks[1]
+    assert type(quantized.theirs) is QuantizedVarLenGRU
+    assert type(quantized.own) is OwnLSTM
+    assert type(quantized.blocks[0]) is nn.Linear
+    tokens = torch.randint(10, (3, 7))
+    assert torch.allclose(quantized(tokens), model(tokens), atol=0.02)
+    assert repr(quantized.encoder) == (
+        "QuantizedVarLenLSTM(6, 8, num_layers=2, batch_first=True, dropout=0.3, bidirectional=True)"
+    )
+    names = {name for name, _ in quantized.named_parameters()}
+    assert not any(name.startswith(("encoder", "shared", "theirs")) for name in names)
+    again = quantize_dynamic(quantized)
+    assert_bitwise(again(tokens), quantized(tokens))
+
+
+def test_in_place() -> None:
+    model = Tagger()
+    encoder = model.encoder
+    assert quantize_dynamic(model, inplace=True) is model
+    assert model.encoder is encoder
+    assert type(encoder) is QuantizedVarLenLSTM
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_module_itself_may_be_the_model(cell: str) -> None:
+    for rnn in (OURS[cell](3, 4), TORCH[cell](3, 4)):
+        quantized = quantize_dynamic(rnn)
+        assert type(quantized) is QUANTIZED[cell]
+        assert type(rnn) in (OURS[cell], TORCH[cell])
+
+
+def test_hooks_and_the_training_flag_stay() -> None:
+    rnn, seen = VarLenGRU(3, 4).eval(), []
+    rnn.register_forward_pre_hook(lambda *_: seen.append("before"))
+    rnn.register_forward_hook(lambda *_: seen.append("after"))
+    quantized = quantize_dynamic(rnn)
+    quantized(torch.randn(2, 3))
+    assert seen == ["before", "after"]
+    assert not quantized.training
+
+
+def test_parametrised_weights_are_quantised_as_they_are() -> None:
+    rnn = parametrizations.weight_norm(VarLenLSTM(3, 4), "weight_hh_l0")
+    with torch.no_grad():
+        rnn.parametrizations.weight_hh_l0.original0 *= 2
+    plain = VarLenLSTM(3, 4)
+    plain.load_state_dict({name: getattr(rnn, name) for name in plain.state_dict()})
+    quantized = quantize_dynamic(rnn)
+    assert type(quantized) is QuantizedVarLenLSTM
+    x = torch.randn(5, 2, 3)
+    assert_bitwise(quantized(x)[0], quantize_dynamic(plain)(x)[0])
+    assert hasattr(rnn, "parametrizations")
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        (lambda: "LSTM", TypeError, "model must be an nn.Module, got str"),
+        (
+            lambda: nn.Sequential(VarLenLSTM(3, 4, proj_size=2)),
+            NotImplementedError,
+            r"0\.proj_size must be 0, got 2",
+        ),
+        (
+            lambda: nn.Sequential(VarLenGRU(3, 4).double()),
+            TypeError,
+            r"0\.weight_ih_l0 must be float32, got torch\.float64",
+        ),
+        (lambda: infinite(VarLenGRU(3, 4)), ValueError, "weight_hh_l0 must be finite, got NaN"),
+        (
+            lambda: prune.l1_unstructured(VarLenGRU(3, 4), "weight_hh_l0", 3),
+            ValueError,
+            "weight_hh_l0 must be a parameter, got an attribute that a hook computes",
+        ),
+        (lambda: VarLenGRU(133145, 1), ValueError, "input_size and hidden_size must be at most"),
+    ],
+)
+def test_what_cannot_be_quantised_raises(
+    model: Callable[[], nn.Module], error: type[Exception], message: str
+) -> None:
+    built = model()
+    before = pickle.dumps(built)
+    with pytest.raises(error, match=f"quantize_dynamic: {message}"):
+        quantize_dynamic(built, inplace=True)
+    assert pickle.dumps(built) == before
+
+
+def infinite(rnn: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        rnn.weight_hh_l0[0, 0] = torch.inf
+    return rnn
+
+
+def forms_of_copying() -> dict[str, Callable[[nn.Module], Any]]:
+    def through_torch_save(module: nn.Module) -> Any:
+        file = io.BytesIO()
+        torch.save(module, file)
+        return torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+
+    def through_a_state_dict(module: Any) -> Any:
+        fresh = type(module)(7, 19, 2, bidirectional=True)
+        file = io.BytesIO()
+        torch.save(module.state_dict(), file)
+        fresh.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+        return fresh
+
+    return {
+        "deepcopy": copy.deepcopy,
+        "pickle": lambda module: pickle.loads(pickle.dumps(module)),
+        "torch.save": through_torch_save,
+        "state_dict": through_a_state_dict,
+        "double and back": lambda module: copy.deepcopy(module).double().half().float(),
+    }
+
+
+@pytest.mark.parametrize("how", forms_of_copying())
+@pytest.mark.parametrize("cell", CELLS)
+def test_copies_compute_the_same_bits(cell: str, how: str) -> None:
+    quantized = quantize_dynamic(OURS[cell](7, 19, 2, bidirectional=True))
+    other = forms_of_copying()[how](quantized)
+    x = torch.randn(6, 3, 7)
+    assert_bitwise(other(x)[0], quantized(x)[0])
+    assert type(other) is type(quantized)
+    own = {name: buffer.data_ptr() for name, buffer in other.named_buffers()}
+    assert not any(buffer.data_ptr() == own[name] for name, buffer in quantized.named_buffers())
+
+
+def test_weights_take_a_quarter_of_the_memory() -> None:
+    rnn = VarLenLSTM(256, 256)
+    sizes = [sum(t.nbytes for t in m.state_dict().values()) for m in (quantize_dynamic(rnn), rnn)]
+    assert sizes[0] < 0.27 * sizes[1]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_no_gradient_goes_through(cell: str) -> None:
+    quantized = quantize_dynamic(OURS[cell](3, 4))
+    out, _ = quantized(torch.randn(2, 3, requires_grad=True))
+    assert not out.requires_grad
+
+
+def test_what_a_call_does_not_take() -> None:
+    quantized = quantize_dynamic(VarLenLSTM(3, 4))
+    with pytest.raises(NotImplementedError, match="output_states must be False, got True"):
+        quantized(torch.randn(2, 3), output_states=True)
+    with pytest.raises(TypeError, match=r"input must be float32, got torch\.float64"):
+        quantized(torch.randn(2, 3).double())
+    with pytest.raises(ValueError, match=r"input must be \[T, I\] .* I = 3, got \[2, 4\]"):
+        quantized(torch.randn(2, 4))
+    with pytest.raises(ValueError, match=r"hx \(c_0\) must be \[L \* D, H\] = \[1, 4\]"):
+        quantized(torch.randn(2, 3), (torch.zeros(1, 4), torch.zeros(1, 5)))
+
+
+def test_under_autocast_and_inference_mode() -> None:
+    quantized, x = quantize_dynamic(VarLenGRU(3, 4)), torch.randn(5, 3)
+    expected, _ = quantized(x)
+    with torch.autocast("cpu"), torch.inference_mode():
+        assert_bitwise(quantized(x)[0].clone(), expected)
+
+
+@pytest.mark.skipif(not HAS_EXTENSION, reason="there are no compiled ops")
+def test_under_torch_compile() -> None:
+    quantized = quantize_dynamic(VarLenLSTM(3, 4, 2, bidirectional=True))
+    x = torch.randn(5, 2, 3)
+    compiled = torch.compile(quantized, fullgraph=True, backend="aot_eager")
+    assert_bitwise(compiled(x)[0], quantized(x)[0])
+
+
+def load_example(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+needs_matplotlib = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("matplotlib", "tqdm", "babel")),
+    reason="the examples need matplotlib, tqdm and babel",
+)
+# Of the test set, in either direction.
+MOST_ACCURACY_LOST = 0.005
+
+
+@needs_matplotlib
+@pytest.mark.parametrize("cell", CELLS)
+def test_accuracy_on_japanese_vowels(cell: str) -> None:
+    example = load_example("japanese_vowels", EXAMPLES / "japanese_vowels.py")
+    recordings = example.Recordings()
+    run = example.Run(convert(example.SpeakerClassifier(cell, 32)), learning_rate=3e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(8):
+        run.train_epoch(recordings.train_batches(27, generator))
+    batch = recordings.batch(recordings.test_rows)
+    run.test(batch)
+    run.model = quantize_dynamic(run.model)
+    run.test(batch)
+    accuracy, quantized = run.accuracies
+    assert accuracy > 0.9
+    assert abs(quantized - accuracy) <= MOST_ACCURACY_LOST
+
+
+@pytest.fixture
+def name_language(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ModuleType, ...]]:
+    """The example's modules ``names``, ``model``, ``padding`` and ``training``."""
+    monkeypatch.syspath_prepend(EXAMPLES / "name_language")
+    names = ("names", "model", "padding", "training")
+    yield tuple(importlib.import_module(name) for name in names)
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+@needs_matplotlib
+def test_accuracy_on_name_language(name_language: tuple[ModuleType, ...]) -> None:
+    names, model, padding, training = name_language
+    train_names, test_names, num_ids = names.load(4)
+    classifier = model.NameClassifier(num_ids, 32)
+    options = argparse.Namespace(epochs=3, batch_size=32, lr=1e-2)
+    curves = training.train(classifier, train_names, test_names, options)
+    logits = padding.evaluate(quantize_dynamic(classifier), test_names.ids, padding.as_trained)
+    accuracy = training.accuracy(logits.argmax(dim=1), test_names.labels)
+    assert curves.accuracy[-1] > 0.3
+    assert abs(accuracy - curves.accuracy[-1]) <= MOST_ACCURACY_LOST
+
+
+def test_packed_input_in_a_model() -> None:
+    rnn = convert(nn.LSTM(3, 8, bidirectional=True))
+    x = pack_padded_sequence(torch.randn(5, 3, 3), [5, 2, 4], enforce_sorted=False)
+    (out, _), (truth, _) = quantize_dynamic(rnn)(x), rnn(x)
+    assert torch.allclose(out.data, truth.data, atol=0.02)
+    assert torch.equal(out.batch_sizes, truth.batch_sizes)
