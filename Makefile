@@ -55,6 +55,7 @@ test-sanitizer: $(TOOLS)  ## run the kernels' C++ tests under the address and un
 	$(BIN)/cmake --build $(SANITIZER)
 	$(SANITIZER)/plan_test
 	$(SANITIZER)/kernels_test
+	$(SANITIZER)/quantized_test
 
 test-math: $(TOOLS)  ## hold exp, sigmoid and tanh to their errors in ULP (ARGS=--all: of every float)
 	$(BIN)/cmake -S csrc -B $(MATH) -G Ninja -DVARLEN_RNN_MATH_TEST=ON -DVARLEN_RNN_WERROR=ON \

@@ -86,6 +86,17 @@ def test_every_form_is_what_the_arithmetic_says(
         assert max_error(got[name], values) <= ROUNDING, name
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_long_rows(cell: str, isa: str, implementation: str) -> None:
+    rnn = OURS[cell](20, 160, batch_first=True)  # 256 KB hold the gates of about 100 tokens
+    batch = Ragged(draw_valid(random.Random(3), "right", 6, 40))
+    assert batch.valid.sum() > 120
+    x, states = random_batch(rnn, 6, 40), random_hx(rnn, 6)
+    expected, _ = each_segment_alone(Truth(rnn), x, states, batch)
+    out, _ = in_form("lengths", x, batch)(quantize_dynamic(rnn), states)
+    assert max_error(out, expected) <= ROUNDING
+
+
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5, 6, 7, 13, 30])
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_number_of_rows_in_one_step(
