@@ -33,7 +33,7 @@ from benchmarks.revision import ROOT
 OURS, OURS_FLOAT = "varlen_rnn int8", "varlen_rnn float32"
 TORCH, TORCH_FLOAT = "nn int8", "nn float32"
 CELLS: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU}
-# B, T, I = H
+# Rows, steps, input and hidden size.
 SHAPES = [(1, 100, size) for size in (64, 128, 256, 512, 1024)]
 SHAPES += [(1, 1, 256), (8, 100, 256), (32, 100, 256)]
 QUICK_SHAPES = [(1, 100, 256)]

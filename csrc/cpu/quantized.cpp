@@ -175,9 +175,13 @@ void quantized_part(const QuantizedForward& p, const QuantizedWorkspace& space, 
                                     space.hidden_max);
     }
     for (int64_t group = groups.begin; group < groups.end; ++group) {
-      quantized_product({own.h, space.hidden_ld, own.h_scale}, active,
-                        columns_of(w.weight_hh, H, w.scale_hh, w.bias_hh, group), Cell::kGates,
-                        own.from_h, space.columns);
+      const QuantizedRows rows = {own.h, space.hidden_ld, own.h_scale};
+      const QuantizedColumns columns = columns_of(w.weight_hh, H, w.scale_hh, w.bias_hh, group);
+      if (active == 1) {
+        quantized_tile<1, Cell::kGates>(rows, columns, own.from_h, space.columns);
+      } else {
+        quantized_product(rows, active, columns, Cell::kGates, own.from_h, space.columns);
+      }
       for (int64_t i = 0; i < active; ++i) {
         const int64_t unit = i * space.units_ld + group * kGroup;
         const float* from_x = own.from_x + (chunk_row + i) * space.g_ld + group * space.columns;
