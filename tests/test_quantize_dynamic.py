@@ -106,8 +106,9 @@ def test_hooks_and_the_training_flag_stay() -> None:
     assert not quantized.training
 
 
-def test_parametrised_weights_are_quantised_as_they_are() -> None:
-    rnn = parametrizations.weight_norm(VarLenLSTM(3, 4), "weight_hh_l0")
+@pytest.mark.parametrize("module", [VarLenLSTM, nn.LSTM])
+def test_parametrised_weights_are_quantised_as_they_are(module: type[nn.RNNBase]) -> None:
+    rnn = parametrizations.weight_norm(module(3, 4), "weight_hh_l0")
     with torch.no_grad():
         rnn.parametrizations.weight_hh_l0.original0 *= 2
     plain = VarLenLSTM(3, 4)
@@ -124,9 +125,9 @@ def test_parametrised_weights_are_quantised_as_they_are() -> None:
     [
         (lambda: "LSTM", TypeError, "model must be an nn.Module, got str"),
         (
-            lambda: nn.Sequential(VarLenLSTM(3, 4, proj_size=2)),
+            lambda: nn.Sequential(nn.GRU(3, 4), VarLenLSTM(3, 4, proj_size=2)),
             NotImplementedError,
-            r"0\.proj_size must be 0, got 2",
+            r"1\.proj_size must be 0, got 2",
         ),
         (
             lambda: nn.Sequential(VarLenGRU(3, 4).double()),
@@ -146,10 +147,10 @@ def test_what_cannot_be_quantised_raises(
     model: Callable[[], nn.Module], error: type[Exception], message: str
 ) -> None:
     built = model()
-    before = pickle.dumps(built)
+    before = repr(built), pickle.dumps(built)
     with pytest.raises(error, match=f"quantize_dynamic: {message}"):
         quantize_dynamic(built, inplace=True)
-    assert pickle.dumps(built) == before
+    assert (repr(built), pickle.dumps(built)) == before
 
 
 def infinite(rnn: nn.Module) -> nn.Module:
@@ -225,11 +226,20 @@ def test_under_autocast_and_inference_mode() -> None:
 
 
 @pytest.mark.skipif(not HAS_EXTENSION, reason="there are no compiled ops")
-def test_under_torch_compile() -> None:
-    quantized = quantize_dynamic(VarLenLSTM(3, 4, 2, bidirectional=True))
-    x = torch.randn(5, 2, 3)
-    compiled = torch.compile(quantized, fullgraph=True, backend="aot_eager")
+@pytest.mark.parametrize("cell", CELLS)
+def test_under_torch_compile_and_export(cell: str) -> None:
+    quantized = quantize_dynamic(OURS[cell](3, 4, 2, bidirectional=True))
+    compiled = torch.compile(quantized, fullgraph=True, backend="aot_eager", dynamic=True)
+    x = torch.randn(5, 4, 3)
     assert_bitwise(compiled(x)[0], quantized(x)[0])
+    exported = torch.export.export(
+        quantized, (x,), {"lengths": torch.tensor([5, 0, 3, 3])}
+    ).module()
+    for lengths in ([5, 0, 3, 3], [1, 1, 5, 2], [0, 0, 0, 0]):
+        given = torch.tensor(lengths)
+        expected, _ = quantized(x, lengths=given)
+        assert_bitwise(compiled(x, lengths=given)[0], expected)
+        assert_bitwise(exported(x, lengths=given)[0], expected)
 
 
 def load_example(name: str, path: Path) -> ModuleType:

@@ -186,24 +186,27 @@ def quantize_dynamic(model: ModuleT, inplace: bool = False) -> ModuleT:
         raise TypeError(f"quantize_dynamic: model must be an nn.Module, got {type(model).__name__}")
     if not inplace:
         model = copy.deepcopy(model)
-    layers = {}
-    for name, module in convert(model).named_modules():
-        if parametrize.type_before_parametrizations(module) in _QUANTIZED:
-            assert isinstance(module, VarLenRNNBase)
-            _check(f"{name}." if name else "", module)
-            layers[name] = module
-    for module in layers.values():
-        if parametrize.is_parametrized(module):
-            parametrized: Any = module.parametrizations
+    layers = [
+        (name, module)
+        for name, module in model.named_modules()
+        if parametrize.type_before_parametrizations(module) in (*_QUANTIZED, nn.LSTM, nn.GRU)
+    ]
+    for name, layer in layers:
+        assert isinstance(layer, nn.RNNBase)
+        _check(f"{name}." if name else "", layer)
+    for _, layer in layers:
+        if parametrize.is_parametrized(layer):
+            parametrized: Any = layer.parametrizations
             for tensor_name in list(parametrized):
-                parametrize.remove_parametrizations(module, tensor_name)
-        module.__class__ = _QUANTIZED[type(module)]
-        assert isinstance(module, _QuantizedBase)
-        module._quantize()
+                parametrize.remove_parametrizations(layer, tensor_name)
+        convert(layer)
+        layer.__class__ = _QUANTIZED[type(layer)]
+        assert isinstance(layer, _QuantizedBase)
+        layer._quantize()
     return model
 
 
-def _check(prefix: str, rnn: VarLenRNNBase) -> None:
+def _check(prefix: str, rnn: nn.RNNBase) -> None:
     """Fails where a layer cannot be quantised; ``prefix`` is its name in the model and a dot."""
     if rnn.proj_size:
         raise NotImplementedError(
