@@ -75,8 +75,7 @@ struct QuantizedWorkspace {
     units_ld = leading<float>(groups * kGroup);
     input_max = static_cast<float>(quantized_activation_max(I));
     hidden_max = static_cast<float>(quantized_activation_max(H));
-    // As many products an instruction as of floats, and an instruction more to widen the weights: the
-    // model for floats holds for these as well.
+    // Widening included, as many multiply-adds a cycle as of floats: so the model for floats holds.
     plan = make_plan(call, {groups, 1, gates * kGroupVectors, I, H, true});
     chunk_tokens = kChunkBytes / (g_ld * static_cast<int64_t>(sizeof(float)));
     if (chunk_tokens < plan.max_rows) chunk_tokens = plan.max_rows;
