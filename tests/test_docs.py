@@ -161,7 +161,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from varlen_rnn import VarLenLSTM
 x, lengths = torch.randn(3, 6, 4), torch.tensor([4, 6, 2])
 input_size, hidden_size = 4, 8
-model = nn.Sequential(nn.LSTM(4, 8))
+model = nn.Sequential(nn.LSTM(4, 8, dtype=torch.float32))
 """
 
 

@@ -169,9 +169,9 @@ def quantize_dynamic(model: ModuleT, inplace: bool = False) -> ModuleT:
         The quantised model.
 
     Raises:
-        TypeError: ``model`` is not a module, or a layer not float32. NotImplementedError: a layer
-        has a projection. ValueError: weights that are not finite or not there as parameters, or
-        a size above 133144.
+        TypeError: ``model`` is not a module, or a layer not float32.
+        NotImplementedError: a layer has a projection.
+        ValueError: weights that are not finite or not there as parameters, or a size above 133144.
 
     Example:
         >>> import torch
