@@ -25,6 +25,11 @@ SWITCHES := $(VARLEN_RNN_EXTENSION)-$(VARLEN_RNN_CUDA)-$(VARLEN_RNN_CUDA_ARCHS)
 INSTALLED := $(VENV)/.installed$(shell printf '%s' '$(SWITCHES)' | tr -c '0-9\n' -)
 EMULATOR := build/emulator
 SANITIZER := build/sanitizer
+# A process for each core, with one thread that sleeps while it waits: tests of threads start their own.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+# What tests programs and builds, whose fallback is the same code.
+WITHOUT_PROGRAMS := $(patsubst %,--ignore=%,$(wildcard tests/test_example*.py tests/test_benchmarks*.py \
+  tests/test_build*.py tests/test_data.py tests/test_distributed.py tests/test_wheel.py))
 MATH := build/math
 
 help:  ## show this list
@@ -45,8 +50,8 @@ demo-distributed: $(INSTALLED)  ## train in two processes, on batches balanced b
 	$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 examples/train_distributed.py $(ARGS)
 
 test: $(INSTALLED)  ## run all tests: pytest (ARGS="..."), the same on the fallback, then the other test targets
-	$(BIN)/python -m pytest $(ARGS)
-	VARLEN_RNN_DISABLE_EXTENSION=1 $(BIN)/python -m pytest --quiet $(ARGS)
+	$(PYTEST) $(ARGS)
+	VARLEN_RNN_DISABLE_EXTENSION=1 $(PYTEST) --quiet $(WITHOUT_PROGRAMS) $(ARGS)
 	$(MAKE) --no-print-directory ARGS= test-sanitizer test-math test-emulator test-mutants test-cuda-build test-wheel
 
 test-sanitizer: $(TOOLS)  ## run the kernels' C++ tests under the address and undefined-behaviour sanitizers

@@ -1,18 +1,19 @@
-"""What surrounds an RNN in torch: autocast, devices, forward mode, batching, meta, compilers."""
+"""What surrounds an RNN in torch: devices, checkpoints, hooks, tracers, other processes."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from helpers import CELLS, HAS_EXTENSION, OURS, assert_bitwise
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd import forward_ad
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
@@ -35,37 +36,6 @@ class Tagger(nn.Module):
 
 
 @both_cells
-@pytest.mark.parametrize("backward_inside", [True, False])
-def test_a_model_trains_under_autocast(cell: str, backward_inside: bool) -> None:
-    torch.manual_seed(0)
-    model = Tagger(cell)
-    x = torch.randn(3, 4, 3, requires_grad=True)
-    exact = torch.autograd.grad(model(x).sum(), [x, *model.parameters()])
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = model(x)
-        if backward_inside:
-            out.sum().backward()
-    if not backward_inside:
-        out.sum().backward()
-    assert out.dtype == torch.bfloat16
-    for tensor, gradient in zip([x, *model.parameters()], exact, strict=True):
-        assert tensor.grad is not None
-        assert tensor.grad.dtype == torch.float32
-        assert (tensor.grad - gradient).norm() <= 0.05 * gradient.norm()
-
-
-@both_cells
-def test_autocast_runs_in_its_dtype_and_leaves_float64_alone(cell: str) -> None:
-    rnn = OURS[cell](3, 5)
-    x = torch.randn(4, 2, 3)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert rnn(x)[0].dtype == torch.bfloat16
-        assert rnn(x.bfloat16())[0].dtype == torch.bfloat16
-        assert rnn(pack_padded_sequence(x, [4, 2]))[0].data.dtype == torch.bfloat16
-        assert rnn.double()(x.double())[0].dtype == torch.float64
-
-
-@both_cells
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_a_default_device_plays_no_part(cell: str, batch_first: bool) -> None:
     rnn = OURS[cell](3, 5, batch_first=batch_first, bidirectional=True)
@@ -76,35 +46,6 @@ def test_a_default_device_plays_no_part(cell: str, batch_first: bool) -> None:
         got = [rnn(x)[0], rnn(x, lengths=[1, 0, 3])[0], rnn(packed)[0].data]
     for result, truth in zip(got, expected, strict=True):
         assert torch.equal(result, truth)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
-@both_cells
-def test_forward_mode_agrees_with_reverse_mode(cell: str) -> None:
-    rnn = OURS[cell](3, 5, bidirectional=True).double().requires_grad_(False)
-    x, tangent = torch.randn(2, 4, 2, 3, dtype=torch.float64).unbind()
-    with forward_ad.dual_level():
-        out, _ = rnn(forward_ad.make_dual(x, tangent), lengths=[4, 2])
-        directional = forward_ad.unpack_dual(out).tangent
-    assert directional is not None
-    d_out = torch.randn_like(directional)
-    x.requires_grad_()
-    (d_x,) = torch.autograd.grad(rnn(x, lengths=[4, 2])[0], x, d_out)
-    torch.testing.assert_close((directional * d_out).sum(), (tangent * d_x).sum())
-
-
-@both_cells
-def test_batched_gradients_agree_with_single_ones(cell: str) -> None:
-    rnn = OURS[cell](3, 5, batch_first=True, bidirectional=True).double()
-    x = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
-    out, _ = rnn(x, lengths=[4, 2])
-    d_outs = torch.randn(7, *out.shape, dtype=torch.float64)
-    inputs = [x, *rnn.parameters()]
-    batched = torch.autograd.grad(out, inputs, d_outs, retain_graph=True, is_grads_batched=True)
-    for index, d_out in enumerate(d_outs):
-        single = torch.autograd.grad(out, inputs, d_out, retain_graph=True)
-        for got, expected in zip(batched, single, strict=True):
-            torch.testing.assert_close(got[index], expected)
 
 
 @both_cells
@@ -121,16 +62,6 @@ def test_shapes_on_meta_and_fake_tensors(cell: str) -> None:
 
 
 @both_cells
-def test_a_graph_of_gradients_of_a_batch_without_tokens(cell: str) -> None:
-    rnn = OURS[cell](3, 5)
-    x = torch.randn(4, 2, 3, requires_grad=True)
-    out, _ = rnn(x, lengths=[0, 0])
-    inputs = [x, *rnn.parameters()]
-    for gradient in torch.autograd.grad(out.sum(), inputs, create_graph=True):
-        assert gradient.count_nonzero() == 0
-
-
-@both_cells
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_activation_checkpointing(cell: str, use_reentrant: bool) -> None:
     model = Tagger(cell)
@@ -141,6 +72,189 @@ def test_activation_checkpointing(cell: str, use_reentrant: bool) -> None:
     for leaf, gradient in zip(leaves, expected, strict=True):
         assert leaf.grad is not None
         assert_bitwise(leaf.grad, gradient)
+
+
+@both_cells
+def test_checkpointing_computes_again_with_the_same_dropout(cell: str) -> None:
+    rnn = OURS[cell](3, 5, 2, batch_first=True, dropout=0.5)
+    x = torch.randn(3, 4, 3, requires_grad=True)
+    leaves = [x, *rnn.parameters()]
+    found = []
+    for wrap in (False, True):
+        torch.manual_seed(7)
+
+        def run(x: Tensor) -> Tensor:
+            return rnn(x, lengths=LENGTHS)[0]
+
+        out = checkpoint(run, x, use_reentrant=False) if wrap else run(x)
+        found.append(torch.autograd.grad(out.square().sum(), leaves))
+    for got, expected in zip(found[1], found[0], strict=True):
+        assert_bitwise(got, expected)
+
+
+@both_cells
+def test_hooks_see_arguments_and_gradients_and_may_change_them(cell: str) -> None:
+    rnn = OURS[cell](3, 5, batch_first=True)
+    x = torch.randn(3, 4, 3, requires_grad=True)
+    expected, _ = rnn(2 * x, lengths=LENGTHS)
+    (d_x,) = torch.autograd.grad(expected.sum(), x)
+    seen = {}
+
+    def before(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, object]) -> object:
+        seen["given"] = kwargs["lengths"]
+        return (2 * args[0],), kwargs
+
+    def after(
+        module: nn.Module, args: object, kwargs: object, output: tuple[Tensor, object]
+    ) -> object:
+        return output[0] * 3, output[1]
+
+    def backward(module: nn.Module, d_input: tuple[Tensor, ...], d_output: tuple) -> object:
+        seen["d_input"], seen["d_output"] = d_input[0], d_output[0]
+        return (d_input[0] * 5,)
+
+    rnn.register_forward_pre_hook(before, with_kwargs=True)
+    rnn.register_forward_hook(after, with_kwargs=True)
+    rnn.register_full_backward_pre_hook(lambda module, d_output: None)
+    rnn.register_full_backward_hook(backward)
+    out, _ = rnn(x, lengths=LENGTHS)
+    assert_bitwise(out.detach(), 3 * expected.detach())
+    out.sum().backward()
+    assert seen["given"] == LENGTHS
+    assert seen["d_output"].shape == out.shape
+    torch.testing.assert_close(x.grad, 2 * 3 * 5 * d_x / 2)
+    torch.testing.assert_close(seen["d_input"], 3 * d_x / 2)
+
+
+@both_cells
+def test_hooks_on_tensors_and_parameters(cell: str) -> None:
+    rnn = OURS[cell](3, 5)
+    x = torch.randn(4, 2, 3)
+    (expected,) = torch.autograd.grad(rnn(x)[0].sum(), rnn.weight_hh_l0)
+    calls = []
+    rnn.weight_hh_l0.register_hook(lambda d: 2 * d)
+    rnn.weight_hh_l0.register_post_accumulate_grad_hook(lambda p: calls.append(p))
+    with torch.autograd.graph.save_on_cpu():
+        out, _ = rnn(x)
+    out.sum().backward()
+    assert_bitwise(rnn.weight_hh_l0.grad, 2 * expected)
+    assert calls == [rnn.weight_hh_l0]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is (deprecated|not supported):DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of checks on sizes
+@pytest.mark.parametrize("trained", [False, True])
+@both_cells
+def test_jit_trace_of_a_module(cell: str, trained: bool) -> None:
+    """What is traced takes batches of the size it was traced with, and trains."""
+    rnn = OURS[cell](3, 5, 2, batch_first=True, bidirectional=True).requires_grad_(trained)
+    small, large = torch.randn(2, 4, 3), torch.randn(5, 30, 3)
+    for example, other in ((small, torch.randn(2, 4, 3)), (large, torch.randn_like(large))):
+        traced = torch.jit.trace(rnn, (example,))
+        assert_bitwise(traced(other)[0].detach(), rnn(other)[0].detach())
+        if trained:
+            got = torch.autograd.grad(traced(other)[0].sum(), list(rnn.parameters()))
+            expected = torch.autograd.grad(rnn(other)[0].sum(), list(rnn.parameters()))
+            for a, b in zip(got, expected, strict=True):
+                assert_bitwise(a, b)
+
+
+class LeafTracer(torch.fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        ours = isinstance(module, tuple(OURS.values()))
+        return ours or super().is_leaf_module(module, name)
+
+
+@both_cells
+def test_fx_takes_a_module_as_a_leaf(cell: str) -> None:
+    model = Tagger(cell)
+    traced = torch.fx.GraphModule(model, LeafTracer().trace(model))
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == [
+        "before",
+        "rnn",
+        "after",
+    ]
+    x = torch.randn(3, 4, 3)
+    assert_bitwise(traced(x).detach(), model(x).detach())
+    with pytest.raises(TypeError, match="input must be a Tensor or a PackedSequence, got Proxy"):
+        torch.fx.symbolic_trace(model)
+
+
+class RunInWorkers(torch.utils.data.Dataset):
+    """Features that a frozen module computes where the samples are loaded."""
+
+    def __init__(self, rnn: nn.RNNBase, batches: Tensor) -> None:
+        self.rnn, self.batches = rnn, batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Tensor:
+        with torch.no_grad():
+            return self.rnn(self.batches[index], lengths=LENGTHS)[0]
+
+
+class Collate:
+    """The same, of a whole batch of samples."""
+
+    def __init__(self, rnn: nn.RNNBase) -> None:
+        self.rnn = rnn
+
+    def __call__(self, samples: list[Tensor]) -> Tensor:
+        with torch.no_grad():
+            return torch.stack([self.rnn(x, lengths=LENGTHS)[0] for x in samples])
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize(("cell", "start"), [("lstm", "fork"), ("gru", "fork"), ("lstm", "spawn")])
+def test_in_workers_of_a_data_loader(
+    cell: str, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the parent has run it, too."""
+    if start not in mp.get_all_start_methods():
+        pytest.skip(f"there is no {start} here")
+    if not HAS_EXTENSION:
+        monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+    rnn = OURS[cell](3, 5, 2, batch_first=True, bidirectional=True).requires_grad_(False)
+    batches = torch.randn(4, 3, 4, 3)
+    expected = [rnn(x, lengths=LENGTHS)[0] for x in batches]
+    sources = [(RunInWorkers(rnn, batches), None), (batches, Collate(rnn))]
+    for dataset, collate in sources if start == "fork" else sources[:1]:
+        loader = torch.utils.data.DataLoader(
+            dataset, 2, num_workers=1, multiprocessing_context=start, collate_fn=collate
+        )
+        for got, truth in zip(torch.cat(list(loader)), expected, strict=True):
+            assert_bitwise(got, truth)
+
+
+def train_in_child(model: nn.ModuleList, x: Tensor) -> None:
+    torch.set_num_threads(1)
+    for rnn in model:
+        rnn(x, lengths=LENGTHS)[0].sum().backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.sub_(parameter.grad)
+
+
+def test_weights_shared_with_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As asynchronous training does: what the child writes the parent computes with."""
+    if not HAS_EXTENSION:
+        monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+    model = nn.ModuleList(OURS[cell](3, 5, batch_first=True) for cell in CELLS)
+    x = torch.randn(3, 4, 3)
+    twin = copy.deepcopy(model)
+    train_in_child(twin, x)
+    assert model.share_memory() is model
+    assert all(p.is_shared() for p in model.parameters())
+    child = mp.get_context("spawn").Process(target=train_in_child, args=(model, x))
+    child.start()
+    child.join(120)
+    assert child.exitcode == 0
+    for got, expected in zip(model.parameters(), twin.parameters(), strict=True):
+        assert_bitwise(got.detach(), expected.detach())
+    for rnn, other in zip(model, twin, strict=True):
+        out, expected = (m(x, lengths=LENGTHS)[0].detach() for m in (rnn, other))
+        assert_bitwise(out, expected)
 
 
 @both_cells

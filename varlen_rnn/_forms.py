@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from varlen_rnn import layout, ops
+from varlen_rnn import _transforms, layout, ops
 from varlen_rnn._checks import (
     Lengths,
     Mask,
@@ -93,16 +93,17 @@ def _padded(
             num_steps, num_rows = num_rows, num_steps
         x = input.reshape(num_rows * num_steps, features)
     leading = input.shape[:-1]
-    if lengths is None and mask is None and resets is None:
-        batch = layout.full(
-            num_steps,
-            num_rows,
-            batch_first=batch_first and not unbatched,
-            bidirectional=bidirectional,
-            # From there nothing is copied, so that a CUDA graph can be captured.
-            device=x.device if x.is_cuda and ops.compiled(x) else torch.device("cpu"),
-        )
-    else:
+
+    def make(lengths: Lengths | None, mask: Mask | None, resets: Mask | None) -> Layout:
+        if lengths is None and mask is None and resets is None:
+            return layout.full(
+                num_steps,
+                num_rows,
+                batch_first=batch_first and not unbatched,
+                bidirectional=bidirectional,
+                # From there nothing is copied, so that a CUDA graph can be captured.
+                device=x.device if x.is_cuda and ops.compiled(x) else torch.device("cpu"),
+            ).to(x.device)
         symbols = "[T]" if unbatched else "[B, T]" if batch_first else "[T, B]"
         arrays = {}
         if lengths is not None:
@@ -116,18 +117,20 @@ def _padded(
             arrays["mask"] = check_mask(name, "mask", mask, leading, symbols)
         if resets is not None:
             arrays["resets"] = check_mask(name, "resets", resets, leading, symbols)
-        batch = layout.from_padded(
+        return layout.from_padded(
             num_steps,
             num_rows,
             **_together(arrays, x.device),
             batch_first=batch_first and not unbatched,
             bidirectional=bidirectional,
-        )
+        ).to(x.device)
+
+    batch = _transforms.layout_of(make, lengths, mask, resets)
 
     def restore(flat: Tensor) -> Tensor:
         return flat if unbatched else flat.view(*leading, flat.shape[1])
 
-    return Batch(x, batch.to(x.device), restore, unbatched)
+    return Batch(x, batch, restore, unbatched)
 
 
 def _flat(
@@ -137,60 +140,80 @@ def _flat(
         got = list(input.shape)
         raise ValueError(f"{name}: cu_seqlens need a flat input [N, I], got {got}")
     num_tokens = input.shape[0]
-    bounds = check_cu_seqlens(name, cu_seqlens, num_tokens)
-    arrays = {"first": bounds[:-1], "lengths": bounds.diff()}
-    if resets is not None:
-        arrays["resets"] = check_mask(name, "resets", resets, (num_tokens,), "[N]")
-    batch = layout.from_flat(
-        num_flat_rows=num_tokens, **_together(arrays, input.device), bidirectional=bidirectional
-    )
-    return Batch(input, batch.to(input.device), lambda flat: flat)
+
+    def make(cu_seqlens: Lengths, resets: Mask | None) -> Layout:
+        bounds = check_cu_seqlens(name, cu_seqlens, num_tokens)
+        arrays = {"first": bounds[:-1], "lengths": bounds.diff()}
+        if resets is not None:
+            arrays["resets"] = check_mask(name, "resets", resets, (num_tokens,), "[N]")
+        return layout.from_flat(
+            num_flat_rows=num_tokens, **_together(arrays, input.device), bidirectional=bidirectional
+        ).to(input.device)
+
+    batch = _transforms.layout_of(make, cu_seqlens, resets)
+    return Batch(input, batch, lambda flat: flat)
 
 
 def _nested(name: str, input: Any, resets: Any, bidirectional: bool) -> Batch:
     x, offsets, lengths = input.values(), input.offsets(), input.lengths()
     num_flat_rows = x.shape[0]
-    first, row_lengths = check_offsets(name, offsets, lengths, num_flat_rows)
-    arrays = {"first": first, "lengths": row_lengths}
-    if resets is not None:
-        if getattr(resets, "layout", None) != torch.jagged:
-            got = type(resets).__name__
-            raise TypeError(
-                f"{name}: resets must be a jagged NestedTensor, as the input is, got {got}"
-            )
-        check_same_rows(name, resets, input)
-        arrays["resets"] = check_mask(name, "resets", resets.values(), (num_flat_rows,), "[R]")
-    batch = layout.from_flat(num_flat_rows=num_flat_rows, **arrays, bidirectional=bidirectional)
+
+    def make(offsets: Tensor, lengths: Tensor | None, resets: Any) -> Layout:
+        first, row_lengths = check_offsets(name, offsets, lengths, num_flat_rows)
+        arrays = {"first": first, "lengths": row_lengths}
+        if resets is not None:
+            if getattr(resets, "layout", None) != torch.jagged:
+                got = type(resets).__name__
+                raise TypeError(
+                    f"{name}: resets must be a jagged NestedTensor, as the input is, got {got}"
+                )
+            check_same_rows(name, resets, input)
+            arrays["resets"] = check_mask(name, "resets", resets.values(), (num_flat_rows,), "[R]")
+        return layout.from_flat(
+            num_flat_rows=num_flat_rows, **arrays, bidirectional=bidirectional
+        ).to(x.device)
+
+    batch = _transforms.layout_of(make, offsets, lengths, resets)
 
     def restore(flat: Tensor) -> Tensor:
         nested: Tensor = torch.nested.nested_tensor_from_jagged(flat, offsets, lengths)
         return nested
 
-    return Batch(x, batch.to(x.device), restore)
+    return Batch(x, batch, restore)
 
 
 def _packed(
     name: str, input: PackedSequence, resets: Mask | PackedSequence | None, bidirectional: bool
 ) -> Batch:
-    check_packed(name, input)
     x, batch_sizes, sorted_indices, unsorted_indices = input
-    arrays = {}
-    if isinstance(resets, PackedSequence):
-        resets = check_packed_resets(name, resets, input)
-    if resets is not None:
-        arrays["resets"] = check_mask(name, "resets", resets, x.shape[:1], "[N]")
-    batch = layout.from_packed(
-        batch_sizes,
-        sorted_indices,
-        x.shape[0],
-        **_together(arrays, x.device),
-        bidirectional=bidirectional,
-    )
+
+    def make(
+        batch_sizes: Tensor,
+        sorted_indices: Tensor | None,
+        unsorted_indices: Tensor | None,
+        resets: Mask | PackedSequence | None,
+    ) -> Layout:
+        packed = PackedSequence(x, batch_sizes, sorted_indices, unsorted_indices)
+        check_packed(name, packed)
+        arrays = {}
+        if isinstance(resets, PackedSequence):
+            resets = check_packed_resets(name, resets, packed)
+        if resets is not None:
+            arrays["resets"] = check_mask(name, "resets", resets, x.shape[:1], "[N]")
+        return layout.from_packed(
+            batch_sizes,
+            sorted_indices,
+            x.shape[0],
+            **_together(arrays, x.device),
+            bidirectional=bidirectional,
+        ).to(x.device)
+
+    batch = _transforms.layout_of(make, *input[1:], resets)
 
     def restore(flat: Tensor) -> PackedSequence:
         return PackedSequence(flat, batch_sizes, sorted_indices, unsorted_indices)
 
-    return Batch(x, batch.to(x.device), restore)
+    return Batch(x, batch, restore)
 
 
 def _together(arrays: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -97,6 +97,34 @@ def differentiable(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
     return apply
 
 
+def not_differentiable(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
+    """``lstm_backward`` or ``gru_backward`` with an error instead of a gradient.
+
+    Without it the op's results would look as if they had one, and none would arrive.
+    """
+    name = f"{cell.name}_backward"
+    op = getattr(torch.ops.varlen_rnn, name).default
+
+    class Function(torch.autograd.Function):
+        """Fails when the results are differentiated."""
+
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+            with torch._C._AutoDispatchBelowAutograd():
+                outputs: tuple[Tensor, ...] = op(*args)
+            return outputs
+
+        @staticmethod
+        def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
+            raise NotImplementedError(
+                f"varlen_rnn::{name}: differentiated must be the gradients of "
+                f"varlen_rnn::{cell.name}_forward with create_graph=True, got the results of {name}"
+            )
+
+    apply: Callable[..., tuple[Tensor, ...]] = Function.apply
+    return apply
+
+
 def _gradients(
     ctx: Any, saved: Sequence[Any], cell: Cell, d_outputs: Tensors
 ) -> tuple[Tensor | None, ...]:
@@ -112,20 +140,21 @@ def _gradients(
     needs_weights = needs[cell.num_states :]
     forward, reverse = weights[: cell.num_kinds], weights[cell.num_kinds :]
     backward = getattr(torch.ops.varlen_rnn, f"{cell.name}_backward")
-    d_x, *d_others = backward(
-        *d_outputs,
-        x,
-        *states,
-        *forward[:2],
-        *forward[4:],  # without biases
-        *reverse[:2],
-        *reverse[4:],
-        *arrays,
-        *ctx.numbers,
-        *results,
-        needs_x,
-        any(needs_weights),
-    )
+    with torch._C._AutoDispatchBelowAutograd():
+        d_x, *d_others = backward(
+            *d_outputs,
+            x,
+            *states,
+            *forward[:2],
+            *forward[4:],  # without biases
+            *reverse[:2],
+            *reverse[4:],
+            *arrays,
+            *ctx.numbers,
+            *results,
+            needs_x,
+            any(needs_weights),
+        )
     d_states, d_weights = d_others[: cell.num_states], d_others[cell.num_states :]
     return (
         d_x if needs_x else None,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from varlen_rnn import _forms, ops
+from varlen_rnn import _forms, _onnx, _transforms, ops
 from varlen_rnn._checks import InputShapeError, InputTypeError, failure
 from varlen_rnn.layout import Layout
 
@@ -75,13 +75,20 @@ class VarLenRNNBase(nn.RNNBase):
     ) -> tuple[Any, tuple[Tensor, ...]]:
         self._check_input(input, data, weights[0])
         name = type(self).__name__
+        if _onnx.exporting():
+            lengths = _onnx.lengths_of(self, input, which, output_states)
+            if states is not None:
+                rows = [] if data.dim() == 2 else [data.shape[0 if self.batch_first else 1]]
+                self._check_states(states, state_sizes, data, rows)
+            return _onnx.run(self, data, states, weights, lengths)
         batch = _forms.read(name, input, which, self.batch_first, self.bidirectional)
         if states is not None:
-            self._check_states(states, state_sizes, batch)
+            rows = [] if batch.unbatched else [batch.layout.num_rows]
+            self._check_states(states, state_sizes, batch.x, rows)
             if batch.unbatched:
                 states = tuple([s.unsqueeze(1) for s in states])
         arrays = batch.layout
-        if not ops.compiled(batch.x):
+        if not ops.compiled(batch.x) and not _transforms.active():
             arrays = arrays.exact()
         x, finals, cells = self._run_layers(
             batch.x, states, len(state_sizes), weights, arrays, output_states
@@ -199,11 +206,11 @@ class VarLenRNNBase(nn.RNNBase):
         return f"[B, T, {last}]" if self.batch_first else f"[T, B, {last}]"
 
     def _check_states(
-        self, states: tuple[Tensor, ...], sizes: tuple[int, ...], batch: _forms.Batch
+        self, states: tuple[Tensor, ...], sizes: tuple[int, ...], x: Tensor, rows: Sequence[int]
     ) -> None:
+        """``rows`` is ``[B]``, or ``[]`` for one sequence."""
         layers = self.num_layers * (2 if self.bidirectional else 1)
-        dtype, device = batch.x.dtype, batch.x.device
-        rows = () if batch.unbatched else (batch.layout.num_rows,)
+        dtype, device = x.dtype, x.device
         for state, symbol, size in zip(states, "hc", sizes, strict=False):
             expected = (layers, *rows, size)
             if not (
@@ -212,7 +219,7 @@ class VarLenRNNBase(nn.RNNBase):
                 and state.dtype == dtype
                 and state.device == device
             ):
-                self._fail_state(state, symbol, expected, batch.x)
+                self._fail_state(state, symbol, expected, x)
 
     def _fail_state(
         self, state: object, symbol: str, expected: tuple[int, ...], x: Tensor

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 
@@ -11,3 +13,9 @@ def tracing() -> bool:
     Then nothing depends on a value, and values are checked when the recorded call runs.
     """
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def in_jit_trace() -> bool:
+    """Whether ``torch.jit.trace`` records, which calls twice and compares, without gradients."""
+    jit: Any = torch.jit
+    return bool(jit.is_tracing())

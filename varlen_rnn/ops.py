@@ -24,6 +24,7 @@ from torch.autograd import forward_ad
 
 from varlen_rnn import _extension, _gradients, reference
 from varlen_rnn._gradients import GRU, LSTM, Cell, by_kind
+from varlen_rnn._tracing import in_jit_trace
 from varlen_rnn.layout import Layout
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -95,6 +96,8 @@ def _allow_tf32(x: Tensor) -> bool:
 
 
 def _needs_gradient(*args: Tensor | None) -> bool:
+    if in_jit_trace():
+        return True  # in both calls the same op
     return torch.is_grad_enabled() and any(arg.requires_grad for arg in args if arg is not None)
 
 
@@ -200,6 +203,7 @@ def _register() -> None:
         library.register_fake(f"{name}_forward", _fake_forward(cell, training=True))
         library.register_fake(f"{name}_backward", _fake_backward(cell))
         library.impl(f"{name}_forward", "Autograd", _gradients.differentiable(cell))
+        library.impl(f"{name}_backward", "Autograd", _gradients.not_differentiable(cell))
     library.register_fake("varlen_rnn::layout_from_rows", _fake_layout_from_rows)
     library.register_fake("varlen_rnn::reverse_order", _fake_reverse_order)
 

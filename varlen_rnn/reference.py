@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from varlen_rnn._tracing import tracing
+from varlen_rnn._transforms import Rectangular
 from varlen_rnn.layout import Layout
 
 State = tuple[Tensor, ...]
@@ -194,6 +195,8 @@ def _layer(
     dtype = x.dtype
     compute = torch.promote_types(dtype, torch.float32)
     tokens = (x if layout.rows is None else x.index_select(0, layout.rows)).to(compute)
+    if isinstance(layout, Rectangular):  # padding may hold NaN, whose gradient is NaN, times 0 too
+        tokens = tokens.masked_fill(~layout.holds.unsqueeze(1), 0)
     outs, finals, cells = [], [], []
     for d, direction_weights in enumerate(weights):
         state_0 = tuple(
@@ -248,6 +251,11 @@ def _to_rows(tokens: Tensor, layout: Layout, num_flat_rows: int) -> Tensor:
     """From step order to the flat tensor, ``[N, *]`` to ``[R, *]``, with zeros at padding."""
     if layout.rows is None:
         return tokens
+    if isinstance(layout, Rectangular):
+        # What stands in places without a token goes to one more row, which is cut off.
+        rows = layout.rows.where(layout.holds, num_flat_rows)
+        zeros = tokens.new_zeros(num_flat_rows + 1, tokens.shape[1])
+        return zeros.index_copy(0, rows, tokens)[:-1]
     zeros = tokens.new_zeros(num_flat_rows, tokens.shape[1])
     return zeros.index_copy(0, layout.rows, tokens)
 
@@ -281,14 +289,20 @@ def _direction(
     assert weight_ih is not None
     from_tokens = linear(tokens, weight_ih, bias_ih)
     # Without a token one step over no rows, so that results have a graph all the same.
-    for from_x in torch.split(from_tokens, layout.batch_sizes.tolist() or [0]):
+    sizes = layout.batch_sizes.tolist() or [0]
+    holds = torch.split(layout.holds, sizes) if isinstance(layout, Rectangular) else None
+    for step, from_x in enumerate(torch.split(from_tokens, sizes)):
         active = len(from_x)
         ended.append(tuple(s[active:] for s in state))
-        state = tuple(s[:active] for s in state)
-        h, *c = cell(from_x, state, weight_hh, bias_hh, *weight_hr, linear=linear)
-        outs.append(h.to(dtype))
-        cells += c
-        state = (outs[-1].to(h.dtype), *c)
+        before = tuple(s[:active] for s in state)
+        h, *c = cell(from_x, before, weight_hh, bias_hh, *weight_hr, linear=linear)
+        out = h.to(dtype)
+        state = (out.to(h.dtype), *c)
+        if holds is not None:
+            moves = holds[step].unsqueeze(1)
+            state = tuple(a.where(moves, b) for a, b in zip(state, before, strict=True))
+        outs.append(out)
+        cells += state[1:]
     ended.append(state)
     # States that are kept nowhere go to one more row, which is cut off.
     rows = layout.final_row.where(layout.final_row >= 0, layout.num_rows)
