@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import CELLS, HAS_EXTENSION, OURS, Results, assert_bitwise, random_hx, states_of
@@ -154,9 +156,30 @@ def test_what_was_recorded_checks_the_values_it_gets() -> None:
     with pytest.raises(RuntimeError, match="mask must be bool, or integers 0 and 1"):
         compiled(x, mask=torch.full((2, 5), 2))
     packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-    bad = packed._replace(sorted_indices=torch.tensor([0, 0]))
+    order = {"sorted_indices": torch.tensor([0, 0])}
     with pytest.raises(RuntimeError, match=r"sorted_indices must be a permutation of \[0, B\)"):
-        compiled(bad)
+        compiled(packed._replace(**order))
+    for sizes, message in (
+        ([2, 2, 2, 1, 0], "positive and not increasing"),
+        ([2, 1, 1, 2, 1], "positive and not increasing"),
+        ([2, 2, 1, 1, 2], "positive and not increasing"),
+        ([2, 2, 2, 1, 1], "of sum N"),
+        ([1, 1, 1, 1, 1], "of sum N"),
+    ):
+        with pytest.raises(RuntimeError, match=f"batch_sizes must be {message}"):
+            compiled(packed._replace(batch_sizes=torch.tensor(sizes)))
+
+
+@pytest.mark.parametrize("make", [torch.tensor, np.array, list], ids=["tensor", "array", "list"])
+def test_arrays_and_lists(make: Callable[[list[Any]], Any]) -> None:
+    rnn = OURS["gru"](3, 4, batch_first=True)
+    compiled = torch.compile(rnn, backend="aot_eager", fullgraph=True)
+    x, flags = torch.randn(2, 3, 3), [[True, False, True], [False, True, False]]
+    for keywords in ({"lengths": make([3, 1])}, {"mask": make(flags)}, {"resets": make(flags)}):
+        assert_bitwise(compiled(x, **keywords)[0].detach(), rnn(x, **keywords)[0].detach())
+    bounds = make([0, 2, 3])
+    got, truth = (call(x[0], cu_seqlens=bounds)[0].detach() for call in (compiled, rnn))
+    assert_bitwise(got, truth)
 
 
 def test_a_model_with_dropout_and_what_stands_around_it() -> None:

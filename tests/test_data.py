@@ -288,6 +288,19 @@ def rows_in(batch: list[Tensor]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+def test_a_new_loader_goes_on_where_the_state_was_taken(workers: int) -> None:
+    lengths = [5] * 40
+    sampler = TokenBudgetBatchSampler(lengths, 10, seed=3)
+    expected = list(sampler)[7:]
+    resumed = TokenBudgetBatchSampler(lengths, 10, seed=3)
+    resumed.load_state_dict(sampler.state_dict(batches_done=7))
+    loader = DataLoader(
+        Rows(lengths), batch_sampler=resumed, collate_fn=rows_in, num_workers=workers
+    )
+    assert [[int(row[0]) for row in batch] for batch in loader] == expected
+
+
+@pytest.mark.parametrize("workers", [0, 2])
 def test_in_a_loader(workers: int) -> None:
     lengths = random_lengths("long tail", 60)
     lengths = [length + 1 for length in lengths]
@@ -335,7 +348,7 @@ ERRORS = [
     ([1.5], 10, {}, TypeError, "lengths must be integers, got float64"),
     (3, 10, {}, ValueError, "lengths must be [B] = [1], got []"),
     (torch.ones(2, 2).long(), 10, {}, ValueError, "lengths must be [B] = [2], got [2, 2]"),
-    ([3], 0, {}, ValueError, "max_tokens must be at least 1, got 0"),
+    ([3], 0, {}, ValueError, "max_tokens must be in [1, 2**62), got 0"),
     ([3], 4.0, {}, TypeError, "max_tokens must be an integer, got float"),
     ([3], 4, {"seed": None}, TypeError, "seed must be an integer, got NoneType"),
     ([3], 4, {"rank": 0}, ValueError, "num_replicas must be given where rank is, got None"),

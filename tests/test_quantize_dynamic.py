@@ -117,7 +117,24 @@ def test_parametrised_weights_are_quantised_as_they_are(module: type[nn.RNNBase]
     assert type(quantized) is QuantizedVarLenLSTM
     x = torch.randn(5, 2, 3)
     assert_bitwise(quantized(x)[0], quantize_dynamic(plain)(x)[0])
-    assert hasattr(rnn, "parametrizations")
+    rnn(x)  # is as it was
+
+
+def test_copies_of_a_parametrised_layer_share_their_class_and_nothing_else() -> None:
+    rnn = parametrizations.weight_norm(VarLenLSTM(3, 4), "weight_hh_l0")
+    sibling, x = copy.deepcopy(rnn), torch.randn(5, 2, 3)
+    before = sibling(x)[0].detach()
+    both = quantize_dynamic(nn.ModuleList([rnn, copy.deepcopy(rnn)]), inplace=True)
+    assert_bitwise(both[0](x)[0], both[1](x)[0])
+    assert_bitwise(sibling(x)[0].detach(), before)
+
+
+def test_a_model_without_values_is_quantised_for_values_to_come() -> None:
+    empty = quantize_dynamic(VarLenLSTM(3, 4, device="meta"))
+    full = quantize_dynamic(VarLenLSTM(3, 4))
+    empty.load_state_dict(full.state_dict(), assign=True)
+    x = torch.randn(5, 2, 3)
+    assert_bitwise(empty(x)[0], full(x)[0])
 
 
 @pytest.mark.parametrize(

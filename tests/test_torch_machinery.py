@@ -159,6 +159,26 @@ def test_jit_trace_of_a_module(cell: str, trained: bool) -> None:
                 assert_bitwise(a, b)
 
 
+@pytest.mark.skipif(not HAS_EXTENSION, reason="the reference looks at lengths")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is (deprecated|not supported):DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@both_cells
+def test_jit_trace_takes_other_lengths(cell: str) -> None:
+    class Output(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = OURS[cell](3, 5, batch_first=True, bidirectional=True)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            return self.rnn(x, lengths=lengths)[0]
+
+    model, x = Output(), torch.randn(3, 4, 3)
+    traced = torch.jit.trace(model, (x, torch.tensor(LENGTHS)))
+    for lengths in (LENGTHS, [1, 4, 2], [0, 0, 4]):
+        given = torch.tensor(lengths)
+        assert_bitwise(traced(x, given).detach(), model(x, given).detach())
+
+
 class LeafTracer(torch.fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         ours = isinstance(module, tuple(OURS.values()))

@@ -35,6 +35,13 @@ def failure(name: str, what: str, expected: str, got: object) -> InputShapeError
     return InputShapeError(f"{name}: {what} must be {expected}, got {got}")
 
 
+def _recordable(values: Any) -> Any:
+    """A tensor where a compiler records, which knows no arrays; else what was given."""
+    if torch.compiler.is_compiling() and not isinstance(values, Tensor):
+        return torch.as_tensor(values, device="cpu")
+    return values
+
+
 def as_array(name: str, what: str, values: Any, symbols: str) -> np.ndarray[Any, Any]:
     """What may be a list as an array; ``symbols`` name the expected shape."""
     try:
@@ -49,8 +56,7 @@ def check_lengths(name: str, lengths: Lengths, num_steps: int | None, num_rows: 
     ``num_steps`` is None where there is no T yet.
     """
     most = np.iinfo(np.int64).max if num_steps is None else num_steps
-    if tracing() and not isinstance(lengths, Tensor):
-        lengths = torch.as_tensor(lengths, device="cpu")
+    lengths = _recordable(lengths)
     if num_steps is None:
         expected = "at least 0"
     else:  # a message must not make T a constant
@@ -90,6 +96,7 @@ def check_mask(name: str, what: str, mask: Mask, shape: Sequence[int], symbols: 
 
     ``symbols`` name the expected ``shape``: ``"[B, T]"``.
     """
+    mask = _recordable(mask)
     if not isinstance(mask, Tensor):
         array = as_array(name, what, mask, symbols)
         if not array.size and 0 in shape:  # an empty list has no dtype or shape of its own
@@ -114,6 +121,7 @@ def check_cu_seqlens(
     name: str, cu_seqlens: Lengths, num_tokens: int, what: str = "cu_seqlens"
 ) -> Tensor:
     """The rows' boundaries as ``[B + 1]`` int64, from 0 to N, on the device they came from."""
+    cu_seqlens = _recordable(cu_seqlens)
     if not isinstance(cu_seqlens, Tensor):
         array = as_array(name, what, cu_seqlens, "[B + 1]")
         if not array.size:
@@ -186,8 +194,21 @@ def check_packed(name: str, packed: PackedSequence) -> None:
     if batch_sizes.dtype != torch.int64 or batch_sizes.device.type != "cpu":
         got = f"{batch_sizes.dtype} on {batch_sizes.device}"
         raise InputTypeError(f"{name}: {what} must be torch.int64 on the CPU, got {got}")
-    # While the call is recorded nobody knows B; the ops look at batch_sizes when it runs.
-    num_rows = None if tracing() else _check_batch_sizes(name, what, batch_sizes, num_tokens)
+    num_rows = None
+    if not tracing():
+        num_rows = _check_batch_sizes(name, what, batch_sizes, num_tokens)
+    elif batch_sizes.dim() != 1:
+        raise failure(name, what, "[S]", list(batch_sizes.shape))
+    else:
+        before = torch.cat((batch_sizes[:1], batch_sizes[:-1]))
+        right = (batch_sizes >= 1) & (batch_sizes <= before)
+        _check_values(name, what, "positive and not increasing", right, batch_sizes)
+        total = batch_sizes.sum()
+        _check_values(name, what, "of sum N", total == num_tokens, total)
+        if packed.sorted_indices is not None:
+            first = batch_sizes[:1]
+            of_indices = first == packed.sorted_indices.shape[0]
+            _check_values(name, "input.sorted_indices", "[B]", of_indices, first)
     for field in ("sorted_indices", "unsorted_indices"):
         indices = getattr(packed, field)
         if indices is not None:

@@ -40,7 +40,7 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
 
     With one process, ``shuffle=False`` and lengths below 64, equivalent to sorting
     ``torch.argsort(lengths, descending=True, stable=True)`` and cutting it whenever the next row
-    would exceed ``max_tokens`` (the last two batches then share their rows evenly). Goes into
+    would exceed ``max_tokens`` (the last two batches then share their tokens evenly). Goes into
     ``DataLoader(dataset, batch_sampler=sampler)``, with or without workers, and takes the place of
     :class:`torch.utils.data.DistributedSampler` there.
 
@@ -108,8 +108,8 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
     ) -> None:
         name = type(self).__name__
         self.max_tokens = _integer(name, "max_tokens", max_tokens)
-        if self.max_tokens < 1:
-            raise failure(name, "max_tokens", "at least 1", self.max_tokens)
+        if not 1 <= self.max_tokens < 2**62:
+            raise failure(name, "max_tokens", "in [1, 2**62)", self.max_tokens)
         self.num_replicas, self.rank = _ranks(name, num_replicas, rank)
         self.shuffle = shuffle
         self.seed = _integer(name, "seed", seed)
@@ -131,9 +131,11 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
         return self._num_steps
 
     def __iter__(self) -> Iterator[list[int]]:
+        # Runs with the first batch: a DataLoader with workers makes an iterator more than it uses.
         start, self._start = self._start, 0
-        self._drawn = start
-        return self._draw(self._batches()[start:])
+        for position, batch in enumerate(self._batches()[start:], start):
+            self._drawn = position + 1
+            yield batch
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration has.
@@ -143,7 +145,11 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
 
         Args:
             epoch: number of the epoch.
+
+        Raises:
+            TypeError: it is not an integer.
         """
+        epoch = _integer(f"{type(self).__name__}.set_epoch", "epoch", epoch)
         if epoch != self.epoch:
             self.epoch = epoch
             self._start = self._drawn = 0
@@ -189,8 +195,8 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
         """
         name = f"{type(self).__name__}.load_state_dict"
         for key, value in self._identity().items():
-            if state_dict[key] != value:
-                raise failure(name, key, f"{value}, as in this sampler", state_dict[key])
+            if state_dict.get(key) != value:
+                raise failure(name, key, f"{value}, as in this sampler", state_dict.get(key))
         position = self._position(name, state_dict["batches_done"])
         self.epoch = state_dict["epoch"]
         self._start = self._drawn = position
@@ -211,11 +217,6 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
         if not 0 <= done <= len(self):
             raise failure(name, "batches_done", f"in [0, len(self)] = [0, {len(self)}]", done)
         return done
-
-    def _draw(self, batches: Sequence[list[int]]) -> Iterator[list[int]]:
-        for batch in batches:
-            self._drawn += 1
-            yield batch
 
     def _plan(self) -> None:
         """Divide places in the order of falling rounded lengths among batches, for all epochs.
@@ -238,7 +239,7 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
 
     def _batches(self) -> list[list[int]]:
         """This rank's batches of the epoch."""
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        generator = torch.Generator().manual_seed((self.seed + self.epoch) % 2**63)
 
         def order(count: int) -> Tensor:
             if self.shuffle:

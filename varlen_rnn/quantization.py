@@ -184,26 +184,43 @@ def quantize_dynamic(model: ModuleT, inplace: bool = False) -> ModuleT:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"quantize_dynamic: model must be an nn.Module, got {type(model).__name__}")
+    for name, layer in _layers(model):
+        _check(f"{name}." if name else "", layer)
     if not inplace:
         model = copy.deepcopy(model)
-    layers = [
-        (name, module)
-        for name, module in model.named_modules()
-        if parametrize.type_before_parametrizations(module) in (*_QUANTIZED, nn.LSTM, nn.GRU)
-    ]
-    for name, layer in layers:
-        assert isinstance(layer, nn.RNNBase)
-        _check(f"{name}." if name else "", layer)
-    for _, layer in layers:
-        if parametrize.is_parametrized(layer):
-            parametrized: Any = layer.parametrizations
-            for tensor_name in list(parametrized):
-                parametrize.remove_parametrizations(layer, tensor_name)
+    for _, layer in _layers(model):
+        _make_plain(layer)
         convert(layer)
         layer.__class__ = _QUANTIZED[type(layer)]
         assert isinstance(layer, _QuantizedBase)
         layer._quantize()
     return model
+
+
+def _layers(model: nn.Module) -> list[tuple[str, nn.RNNBase]]:
+    """What is to be quantised, by its name in the model."""
+    kinds = (*_QUANTIZED, nn.LSTM, nn.GRU)
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.RNNBase)
+        and parametrize.type_before_parametrizations(module) in kinds
+    ]
+
+
+def _make_plain(layer: nn.RNNBase) -> None:
+    """Makes parameters of parametrised weights, as they are.
+
+    ``remove_parametrizations`` would change the class, which copies of the layer share.
+    """
+    if not parametrize.is_parametrized(layer):
+        return
+    parametrized: Any = layer.parametrizations
+    weights = {name: getattr(layer, name).detach() for name in parametrized}
+    layer.__class__ = parametrize.type_before_parametrizations(layer)
+    del layer._modules["parametrizations"]
+    for name, weight in weights.items():
+        layer.register_parameter(name, nn.Parameter(weight))
 
 
 def _check(prefix: str, rnn: nn.RNNBase) -> None:
@@ -228,5 +245,5 @@ def _check(prefix: str, rnn: nn.RNNBase) -> None:
         weight = getattr(rnn, name)
         if weight.dtype != torch.float32:
             raise TypeError(f"quantize_dynamic: {prefix}{name} must be float32, got {weight.dtype}")
-        if not weight.isfinite().all():
+        if not weight.is_meta and not weight.isfinite().all():
             raise ValueError(f"quantize_dynamic: {prefix}{name} must be finite, got NaN or Inf")

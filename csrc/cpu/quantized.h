@@ -16,7 +16,7 @@ inline constexpr int64_t kQuantizedMax = 127;   // of a weight
 
 // The largest quantised value of an activation: the sum of K products fits into 32 bits.
 inline int64_t quantized_activation_max(int64_t K) {
-  const int64_t most = INT32_MAX / (kQuantizedMax * K);
+  const int64_t most = INT32_MAX / kQuantizedMax / K;
   return most < INT16_MAX ? most : INT16_MAX;
 }
 
