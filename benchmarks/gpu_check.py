@@ -10,7 +10,7 @@ compute-sanitizer for that part. The parts, one after the other:
 
     build      the extension for this device alone
     wrappers   every wrapper of csrc/cuda/simt.cuh against plain loops: tests/cpp/simt_test.cu
-    tests      the modules on the device: tests/cuda
+    tests      the modules on the device: tests/cuda, and autocast and NCCL there
     calibrate  what exchanges, barriers, products and steps cost: benchmarks/cuda/calibrate.cu
     sanitizer  memcheck, racecheck and synccheck of a few small layers
     bench      benchmarks.run --grid, as far as the time goes
@@ -47,7 +47,14 @@ OLDEST = {"torch": (2, 10), "setuptools": (77, 0)}
 BUILD_TOOLS = ("cmake", "ninja")
 SANITIZER = "compute-sanitizer"
 SANITIZER_TOOLS = ("memcheck", "racecheck", "synccheck")
-DEVICE_TESTS = ("tests/cuda/test_on_device.py", "tests/cuda/test_device_contract.py")
+DEVICE_TESTS = (
+    "tests/cuda/test_on_device.py",
+    "tests/cuda/test_device_contract.py",
+    "tests/test_autocast.py",
+    "tests/test_distributed.py",
+)
+# Of these files all tests, or those about CUDA.
+DEVICE_KEYWORDS = "on_device or device_contract or on_cuda or nccl"
 # What each part may take at most; the bench takes what is left.
 SECONDS = {
     "build": 240.0,
@@ -207,8 +214,8 @@ def wrappers(check: Check) -> str:
 
 def tests(check: Check) -> str:
     require_build(check)
-    chosen = ("-k", "bfloat16") if check.quick else ()
-    options = ("-q", "-p", "no:cacheprovider", "--no-header", *chosen)
+    chosen = f"bfloat16 and ({DEVICE_KEYWORDS})" if check.quick else DEVICE_KEYWORDS
+    options = ("-q", "-p", "no:cacheprovider", "--no-header", "-k", chosen)
     printed = check.run(sys.executable, "-m", "pytest", *options, *DEVICE_TESTS)
     summary = last_line(printed)
     if " passed" not in summary:
