@@ -124,6 +124,7 @@ def rounded_cell(cell: str, number: Number, persistent: tuple[bool, bool]) -> Ca
         weight: Tensor,
         bias: Tensor | None,
         weight_hr: Tensor | None,
+        linear: object,  # the products have roundings of their own
     ) -> State:
         h, c = state
         bias = from_x.new_zeros(()) if bias is None else bias
@@ -134,7 +135,9 @@ def rounded_cell(cell: str, number: Number, persistent: tuple[bool, bool]) -> Ca
             return _Rounded.apply(h, stored, same), c
         return gate(F.linear(gate(h, stored), weight_hr), stored), c
 
-    def gru_cell(from_x: Tensor, state: State, weight: Tensor, bias: Tensor | None) -> State:
+    def gru_cell(
+        from_x: Tensor, state: State, weight: Tensor, bias: Tensor | None, linear: object
+    ) -> State:
         (h,) = state
         size = h.shape[1]
         bias = weight.new_zeros(3 * size) if bias is None else bias
