@@ -6,6 +6,7 @@ Leaves ``rank<r>.pt`` in the folder, which the ranks also meet in.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from datetime import timedelta
@@ -136,6 +137,7 @@ def main() -> None:
         torch.save(results, folder / f"rank{rank}.pt")
     finally:
         distributed.destroy_process_group()
+        gc.collect()  # ends gloo's threads, which may not free tensors while Python exits
 
 
 if __name__ == "__main__":
