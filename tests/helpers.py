@@ -72,6 +72,19 @@ def pair(
     return theirs, ours
 
 
+class Tagger(nn.Module):
+    """A layer before, and a layer behind the recurrent ones; takes ``x [3, 4, 3]``."""
+
+    def __init__(self, cell: str) -> None:
+        super().__init__()
+        self.before = nn.Linear(3, 6)
+        self.rnn = OURS[cell](6, 5, 2, batch_first=True, bidirectional=True)
+        self.after = nn.Linear(10, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.rnn(self.before(x), lengths=[4, 0, 3])[0])
+
+
 def states_of(hx: object) -> list[Tensor]:
     """The states of either cell, or of none, as a list."""
     if hx is None:

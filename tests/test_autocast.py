@@ -10,8 +10,8 @@ import pytest
 import torch
 from helpers import (
     CELLS,
-    OURS,
     Results,
+    Tagger,
     assert_bitwise,
     assert_close64,
     largest,
@@ -200,19 +200,6 @@ def test_autocast_sees_a_weight_that_changed(cell: str, cache_enabled: bool) -> 
     assert all(
         p.grad is not None and p.grad.any() for p in (*linear.parameters(), *rnn.parameters())
     )
-
-
-class Tagger(nn.Module):
-    """A layer before, and a layer behind the recurrent ones."""
-
-    def __init__(self, cell: str) -> None:
-        super().__init__()
-        self.before = nn.Linear(3, 6)
-        self.rnn = OURS[cell](6, 5, 2, batch_first=True, bidirectional=True)
-        self.after = nn.Linear(10, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.after(self.rnn(self.before(x), lengths=[4, 0, 3])[0])
 
 
 @narrow

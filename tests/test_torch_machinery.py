@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.multiprocessing as mp
-from helpers import CELLS, HAS_EXTENSION, OURS, assert_bitwise
+from helpers import CELLS, HAS_EXTENSION, OURS, Tagger, assert_bitwise
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -22,17 +22,6 @@ from varlen_rnn import _extension, _forms
 
 both_cells = pytest.mark.parametrize("cell", CELLS)
 LENGTHS = [4, 0, 3]
-
-
-class Tagger(nn.Module):
-    def __init__(self, cell: str) -> None:
-        super().__init__()
-        self.before = nn.Linear(3, 6)
-        self.rnn = OURS[cell](6, 5, 2, batch_first=True, bidirectional=True)
-        self.after = nn.Linear(10, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.after(self.rnn(self.before(x), lengths=LENGTHS)[0])
 
 
 @both_cells

@@ -195,24 +195,32 @@ def check_packed(name: str, packed: PackedSequence) -> None:
         got = f"{batch_sizes.dtype} on {batch_sizes.device}"
         raise InputTypeError(f"{name}: {what} must be torch.int64 on the CPU, got {got}")
     num_rows = None
-    if not tracing():
-        num_rows = _check_batch_sizes(name, what, batch_sizes, num_tokens)
-    elif batch_sizes.dim() != 1:
-        raise failure(name, what, "[S]", list(batch_sizes.shape))
+    if tracing():
+        _check_unknown_batch_sizes(name, what, packed, num_tokens)
     else:
-        before = torch.cat((batch_sizes[:1], batch_sizes[:-1]))
-        right = (batch_sizes >= 1) & (batch_sizes <= before)
-        _check_values(name, what, "positive and not increasing", right, batch_sizes)
-        total = batch_sizes.sum()
-        _check_values(name, what, "of sum N", total == num_tokens, total)
-        if packed.sorted_indices is not None:
-            first = batch_sizes[:1]
-            of_indices = first == packed.sorted_indices.shape[0]
-            _check_values(name, "input.sorted_indices", "[B]", of_indices, first)
+        num_rows = _check_batch_sizes(name, what, batch_sizes, num_tokens)
     for field in ("sorted_indices", "unsorted_indices"):
         indices = getattr(packed, field)
         if indices is not None:
             _check_permutation(name, f"input.{field}", indices, num_rows)
+
+
+def _check_unknown_batch_sizes(
+    name: str, what: str, packed: PackedSequence, num_tokens: int
+) -> None:
+    """What :func:`_check_batch_sizes` checks, and B, of values that a recorded call will get."""
+    batch_sizes, sorted_indices = packed.batch_sizes, packed.sorted_indices
+    if batch_sizes.dim() != 1:
+        raise failure(name, what, "[S]", list(batch_sizes.shape))
+    before = torch.cat((batch_sizes[:1], batch_sizes[:-1]))
+    right = (batch_sizes >= 1) & (batch_sizes <= before)
+    _check_values(name, what, "positive and not increasing", right, batch_sizes)
+    total = batch_sizes.sum()
+    _check_values(name, what, "of sum N", total == num_tokens, total)
+    if sorted_indices is not None:
+        num_rows = batch_sizes[:1]
+        right = num_rows == sorted_indices.shape[0]
+        _check_values(name, "input.sorted_indices", "[B]", right, num_rows)
 
 
 def _check_batch_sizes(name: str, what: str, batch_sizes: Tensor, num_tokens: int) -> int:
