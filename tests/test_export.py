@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes.util
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,7 @@ import torch
 from helpers import CELLS, HAS_EXTENSION, OURS, assert_bitwise, states_of
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
+from torch.utils import cpp_extension
 
 pytestmark = [
     pytest.mark.skipif(
@@ -78,12 +83,52 @@ def test_a_program_survives_saving_and_decompositions(tmp_path: Path) -> None:
         assert_bitwise(got.detach(), truth.detach())
 
 
-def test_aot_inductor_compiles_loads_and_runs(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def model_and_package(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
     model = Tagger("gru", "lengths").eval().requires_grad_(False)
-    path = str(tmp_path / "model.pt2")
-    torch._inductor.aoti_compile_and_package(exported(model, "lengths"), package_path=path)
-    run = torch._inductor.aoti_load_package(path)
+    path = tmp_path_factory.mktemp("aot") / "model.pt2"
+    program = exported(model, "lengths")
+    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    return model, path
+
+
+def test_aot_inductor_compiles_loads_and_runs(model_and_package: tuple[nn.Module, Path]) -> None:
+    model, path = model_and_package
+    run = torch._inductor.aoti_load_package(str(path))
     for seed, shape in enumerate([(4, 7), (3, 12)]):
         args = example("lengths", *shape, seed=seed)
         for got, truth in zip(run(*args), model(*args), strict=True):
             torch.testing.assert_close(got, truth)
+
+
+def test_a_cpp_program_runs_what_aot_inductor_compiled(
+    model_and_package: tuple[nn.Module, Path], tmp_path: Path
+) -> None:
+    from varlen_rnn import _C
+
+    compiler = shutil.which("c++")
+    libpython = ctypes.util.find_library(
+        f"python{sys.version_info.major}.{sys.version_info.minor}{sys.abiflags}"
+    )
+    if compiler is None or libpython is None:
+        pytest.skip("needs a C++ compiler and a shared libpython")
+    model, package = model_and_package
+    program = tmp_path / "run_package"
+    source = Path(__file__).parent / "cpp" / "run_package.cpp"
+    includes = [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    links = [f"-L{path}" for path in cpp_extension.library_paths()]
+    links += [f"-Wl,-rpath,{path}" for path in cpp_extension.library_paths()]
+    links += ["-ltorch", "-ltorch_cpu", "-lc10", "-ldl"]
+    subprocess.run(
+        [compiler, "-std=c++20", source, "-o", program, *includes, *links],
+        check=True,
+    )
+    args = example("lengths", 5, 9, seed=3)
+    torch.save(args, tmp_path / "inputs.pt")
+    subprocess.run(
+        [program, package, tmp_path / "inputs.pt", tmp_path / "outputs.pt", libpython, _C.__file__],
+        check=True,
+        timeout=300,
+    )
+    for got, truth in zip(torch.load(tmp_path / "outputs.pt"), model(*args), strict=True):
+        torch.testing.assert_close(got, truth)
