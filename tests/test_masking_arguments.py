@@ -220,20 +220,3 @@ def test_wrong_tokens(name: str, call: Callable[[object], Tensor], what: str) ->
     with pytest.raises(ValueError, match="got") as caught:
         call(torch.ones(3))
     assert str(caught.value) == f"{name}: {what} must be [B, T, *], got [3]"
-
-
-@pytest.mark.parametrize("form", ["lengths", "mask"])
-@pytest.mark.parametrize("name", CALLS)
-def test_under_torch_compile(name: str, form: str) -> None:
-    x = torch.randn(5, 6, SIZE, requires_grad=True)
-    keywords = {
-        "lengths": {"lengths": torch.tensor(LENGTHS)},
-        "mask": {"mask": valid_of("holes")},
-    }[form]
-    compiled = torch.compile(CALLS[name], backend="aot_eager", fullgraph=True)
-    results = []
-    for call in (compiled, CALLS[name]):
-        out = call(x, **keywords)
-        (gradient,) = torch.autograd.grad(out.sum(), x, allow_unused=True, materialize_grads=True)
-        results.append((out.detach(), gradient))
-    torch.testing.assert_close(results[0], results[1])

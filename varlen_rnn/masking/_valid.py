@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from varlen_rnn._checks import Lengths, Mask, as_array, check_lengths, check_mask, failure
+from varlen_rnn._tracing import tracing
 
 
 class InputIndexError(IndexError, ValueError):
@@ -45,16 +46,13 @@ def right_padded(lengths: Tensor, num_steps: int, batch_first: bool) -> Tensor:
 
 def check_any_lengths(name: str, lengths: Lengths, most: int | None = None) -> Tensor:
     """The lengths as ``[B]`` int64, each in ``[0, most]``, for as many rows as there are."""
-    try:
-        num_rows = len(lengths)
-    except TypeError:  # a single number, which check_lengths refuses
-        num_rows = 1
-    return check_lengths(name, lengths, most, num_rows)
+    shape = shape_of(name, "lengths", lengths, "[B]")
+    return check_lengths(name, lengths, most, shape[0] if shape else 1)  # which refuses a number
 
 
-def shape_of(name: str, what: str, flags: Mask, symbols: str) -> tuple[int, ...]:
-    """The shape of flags that may be a list."""
-    array = flags if isinstance(flags, Tensor) else as_array(name, what, flags, symbols)
+def shape_of(name: str, what: str, values: Lengths | Mask, symbols: str) -> tuple[int, ...]:
+    """The shape of lengths or flags that may be a list."""
+    array = values if isinstance(values, Tensor) else as_array(name, what, values, symbols)
     return tuple(array.shape)
 
 
@@ -96,7 +94,7 @@ def check_numbers(
     symbol: str,
 ) -> None:
     """Checks that token numbers ``[N]`` lie in ``[0, end)``; elsewhere the lookup does."""
-    if not tokens.is_cpu or torch.compiler.is_compiling():
+    if not tokens.is_cpu or tracing():
         return
     outside = ((tokens < 0) | (tokens >= end)).nonzero()
     if len(outside):

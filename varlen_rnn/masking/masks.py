@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from varlen_rnn._checks import Lengths, Mask, check_mask, failure
+from varlen_rnn._tracing import tracing
 from varlen_rnn.masking._valid import (
     check_any_lengths,
     right_padded,
@@ -54,7 +53,7 @@ def lengths_to_mask(
         raise failure(name, "max_length", "at least 0", max_length)
     checked = check_any_lengths(name, lengths, max_length)
     if max_length is None:
-        max_length = int(checked.max()) if len(checked) else 0
+        max_length = int(checked.max()) if checked.shape[0] else 0
     return right_padded(checked, max_length, batch_first)
 
 
@@ -91,7 +90,7 @@ def mask_to_lengths(mask: Mask, *, batch_first: bool = True) -> Tensor:
         valid = valid.t()
     gaps = (valid[:, 1:] & ~valid[:, :-1]).any(1)
     expected = f"valid tokens first in every row (mask.sum({int(batch_first)}) counts any)"
-    if gaps.device.type in ("cuda", "meta"):
+    if tracing() or gaps.device.type in ("cuda", "meta"):
         torch._assert_async(~gaps.any(), f"{name}: mask must be {expected}")
     elif gaps.any():
         raise failure(
@@ -127,7 +126,7 @@ def mask_from_value(x: Tensor, value: float = 0.0) -> Tensor:
         raise TypeError(f"mask_from_value: x must be a Tensor, got {type(x).__name__}")
     if not x.dim():
         raise failure("mask_from_value", "x", "[*, F]", [])
-    if math.isnan(value):
+    if value != value:  # NaN, in words that torch.compile knows
         return ~x.isnan().all(-1)
     return (x != value).any(-1)
 

@@ -146,7 +146,7 @@ def last_valid(
         x, valid = x.transpose(0, 1), valid.t()
     steps = torch.arange(x.shape[1], device=x.device)
     last = (steps * valid).amax(1)
-    tokens = x[torch.arange(len(x), device=x.device), last]
+    tokens = x[torch.arange(x.shape[0], device=x.device), last]
     return tokens.masked_fill(~beside(valid.any(1), tokens), 0)
 
 

@@ -54,5 +54,7 @@ def apply_to_valid(
     if not isinstance(out, Tensor):
         raise TypeError(f"{name}: module must return a Tensor, got {type(out).__name__}")
     if out.shape[:1] != places.shape:
-        raise failure(name, "the module's output", f"[N, *] = [{len(places)}, *]", list(out.shape))
+        raise failure(
+            name, "the module's output", f"[N, *] = [{places.shape[0]}, *]", list(out.shape)
+        )
     return scatter(out, places, shape)
