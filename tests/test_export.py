@@ -20,7 +20,9 @@ pytestmark = [
         not HAS_EXTENSION, reason="the reference looks at lengths, which cannot be exported"
     ),
     # torch's own, of its own deprecated names.
-    pytest.mark.filterwarnings("ignore:.*(is_fx_tracing|script_method|LeafSpec)"),
+    pytest.mark.filterwarnings(
+        "ignore:.*(is_fx_tracing|script_method|LeafSpec|buffer is not writable)"
+    ),
 ]
 
 

@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 # Forward mode's own functions are made by torch.jit.script; vmap packs one sample after the other.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is (deprecated|not supported)"),
     pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
 ]
 both_cells = pytest.mark.parametrize("cell", CELLS)

@@ -116,7 +116,7 @@ class VarLenRNNBase(nn.RNNBase):
         if self.num_layers == 1:
             x, *finals = self._layer(x, initial, weights[0], batch, output_states)
             if output_states:
-                cells = finals.pop()
+                *finals, cells = finals
             return x, tuple(finals), cells
         directions = 2 if self.bidirectional else 1
         by_layer: list[list[Tensor]] = []
@@ -129,7 +129,7 @@ class VarLenRNNBase(nn.RNNBase):
             is_last = layer == self.num_layers - 1
             x, *finals = self._layer(x, initial, weights[layer], batch, output_states and is_last)
             if output_states and is_last:
-                cells = finals.pop()
+                *finals, cells = finals
             by_layer.append(finals)
         return x, tuple([torch.cat(parts) for parts in zip(*by_layer, strict=True)]), cells
 
@@ -240,7 +240,9 @@ class VarLenRNNBase(nn.RNNBase):
 
 
 def _autocast_is_on(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    # Before torch 2.13 torch.compile cannot ask whether there is autocast: not where there is.
+    known = device_type in ("cpu", "cuda") or torch.amp.is_autocast_available(device_type)
+    return known and torch.is_autocast_enabled(device_type)
 
 
 def _autocast(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

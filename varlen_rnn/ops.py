@@ -87,12 +87,15 @@ def compiled(x: Tensor) -> bool:
     return x.is_cpu or (x.is_cuda and _extension.supports_cuda(x.device))
 
 
-def _allow_tf32(x: Tensor) -> bool:
+def _tf32_is_allowed() -> bool:
     """Whether float32 may be multiplied as TF32: torch's switch of ``torch.nn.LSTM`` on CUDA."""
-    if not x.is_cuda:
-        return False
     switch: Any = torch.backends.cudnn.rnn
     return bool(switch.fp32_precision == "tf32")
+
+
+# In torch 2.10 torch.compile cannot read the switch: it counts as it is while a model is compiled.
+if torch.__version__ < "2.11":
+    _tf32_is_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _needs_gradient(*args: Tensor | None) -> bool:
@@ -110,7 +113,7 @@ def _arguments(layout: Layout, x: Tensor) -> tuple[Tensor | int | None, ...]:
         layout.initial_row,
         layout.final_row,
         layout.num_rows,
-        _allow_tf32(x),
+        x.is_cuda and _tf32_is_allowed(),
     )
 
 
