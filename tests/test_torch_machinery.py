@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.multiprocessing as mp
-from helpers import CELLS, HAS_EXTENSION, OURS, Tagger, assert_bitwise
+from helpers import CELLS, HAS_EXTENSION, OURS, Tagger, assert_bitwise, states_of
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -113,6 +113,22 @@ def test_hooks_see_arguments_and_gradients_and_may_change_them(cell: str) -> Non
     assert seen["d_output"].shape == out.shape
     torch.testing.assert_close(x.grad, 2 * 3 * 5 * d_x / 2)
     torch.testing.assert_close(seen["d_input"], 3 * d_x / 2)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+@both_cells
+def test_a_hook_on_a_final_state_is_called_if_there_is_a_gradient(
+    cell: str, num_layers: int
+) -> None:
+    rnn = OURS[cell](3, 5, num_layers)
+    out, hx = rnn(torch.randn(4, 2, 3))
+    calls: list[Tensor] = []
+    for state in states_of(hx):
+        state.register_hook(lambda d: calls.append(d.clamp(-1, 1)))
+    out.sum().backward(retain_graph=True)
+    assert not calls
+    states_of(hx)[0].sum().backward()
+    assert [d.shape for d in calls] == [(num_layers, 2, 5)]
 
 
 @both_cells

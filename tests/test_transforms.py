@@ -110,6 +110,38 @@ def test_derivatives_of_derivatives(cell: str) -> None:
 
 
 @both_cells
+def test_the_gradient_of_a_graph_made_before_is_transformed(cell: str) -> None:
+    """As with torch's modules, whose backward pass is made of operations that can be."""
+    theirs, ours = modules(cell)
+    x = data(theirs, 3, 4).requires_grad_()
+    d_out, tangent = (torch.randn_like(theirs(x)[0]) for _ in range(2))
+    results: list[list[Tensor]] = []
+    for rnn in (theirs, ours):
+        out, _ = rnn(x)
+
+        def pull(d_out: Tensor, out: Tensor = out, create_graph: bool = False) -> Tensor:
+            return torch.autograd.grad(
+                out, x, d_out.sin(), retain_graph=True, create_graph=create_graph
+            )[0]
+
+        found: list[Tensor] = []
+        for create_graph in (False, True):
+
+            def call(d_out: Tensor, create_graph: bool = create_graph) -> Tensor:
+                return pull(d_out, create_graph=create_graph)
+
+            found.append(jvp(call, (d_out,), (tangent,))[1])
+            found.append(grad(lambda d_out: call(d_out).pow(2).sum())(d_out))
+            found.append(vjp(call, d_out)[1](x)[0])
+            found.append(vmap(call)(torch.stack([d_out, tangent])))
+        with forward_ad.dual_level():
+            dual = pull(forward_ad.make_dual(d_out, tangent))
+            found.append(forward_ad.unpack_dual(dual).tangent)
+        results.append(found)
+    torch.testing.assert_close(results[1], results[0], **CLOSE)
+
+
+@both_cells
 def test_jacobians(cell: str) -> None:
     theirs, ours = modules(cell, num_layers=1)
     x = data(theirs, 3, 4)
@@ -410,3 +442,18 @@ def test_sixteen_bits_under_a_transform(cell: str) -> None:
             strict=True,
         ):
             torch.testing.assert_close(got[index], expected, rtol=0, atol=2**-6)
+
+
+@both_cells
+def test_samples_that_make_no_batch_are_refused(cell: str) -> None:
+    rnn = OURS[cell](3, 4, batch_first=True)
+
+    def packed(data: Tensor, batch_sizes: Tensor) -> Tensor:
+        return rnn(PackedSequence(data, batch_sizes, None, None))[0].data
+
+    for batch_sizes in ([[3, 2, 1], [2, 2, 2]], [[2, 2, 2], [3, 2, 1]]):
+        with pytest.raises(ValueError, match=r"must have the same number of rows, got \[2, 3\]"):
+            vmap(packed)(torch.randn(2, 6, 3), torch.tensor(batch_sizes))
+    none = torch.zeros(0, 3, 5, 3), torch.zeros(0, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"at least one sample is needed .*, got 0"):
+        vmap(lambda x, lengths: rnn(x, lengths=lengths)[0])(*none)

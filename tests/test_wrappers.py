@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +14,8 @@ from helpers import CELLS, OURS, TORCH, assert_bitwise
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrizations, parametrize, prune
+
+import varlen_rnn
 
 DOUBLE = {"dtype": torch.float64}
 CLOSE = {"rtol": 0, "atol": 1e-11}
@@ -173,6 +175,27 @@ def test_directions_may_share_their_weights(cell: str) -> None:
     back, _ = rnn(flipped, lengths=LENGTHS)
     for b, length in enumerate(LENGTHS):
         torch.testing.assert_close(out[b, :length, :5].flip(0), back[b, :length, 5:], **CLOSE)
+
+
+@pytest.fixture(name="swapping")
+def _swapping() -> Iterator[None]:
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    yield
+    torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+@pytest.mark.usefixtures("swapping")
+@both_cells
+def test_weights_may_be_swapped(cell: str) -> None:
+    """Torch's modules refuse, for their references to the flat buffer."""
+    source = make(cell)
+    expected = run(source)
+    converted = varlen_rnn.convert(
+        TORCH[cell](3, 5, num_layers=2, batch_first=True, dtype=torch.float64)
+    )
+    for rnn in (make(cell), copy.deepcopy(make(cell)), pickled(make(cell)), converted):
+        rnn.load_state_dict({name: w + 0 for name, w in source.state_dict().items()})
+        assert_bitwise(run(rnn), expected)
 
 
 def copied(rnn: nn.Module) -> nn.Module:

@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from varlen_rnn import reference
 from varlen_rnn.layout import Layout
 
 _NUM_ARRAYS = 5  # of the layout, which the last arguments of every forward op begin with
 _NUM_NUMBERS = 2  # behind them: num_rows and allow_tf32
+_NUM_OTHERS = _NUM_ARRAYS + _NUM_NUMBERS  # than x, states and weights
 
 Tensors = Sequence[Tensor | None]
 
@@ -135,7 +137,9 @@ def _gradients(
     arrays, results = tensors[first : first + _NUM_ARRAYS], tensors[first + _NUM_ARRAYS :]
     if _wants_more(d_outputs):
         layout = Layout(*(*arrays, ctx.numbers[0]))
-        return _differentiable(cell, x, states, weights, layout, d_outputs)
+        inputs, needs = (x, *states, *weights), ctx.needs_input_grad[: 1 + first]
+        found = iter(_differentiable(cell, inputs, needs, layout, d_outputs))
+        return (*(next(found) if need else None for need in needs), *[None] * _NUM_OTHERS)
     needs_x, *needs = ctx.needs_input_grad[: 1 + first]
     needs_weights = needs[cell.num_states :]
     forward, reverse = weights[: cell.num_kinds], weights[cell.num_kinds :]
@@ -160,41 +164,50 @@ def _gradients(
         d_x if needs_x else None,
         *(d if need else None for need, d in zip(needs, d_states, strict=False)),
         *(d if need else None for need, d in zip(needs_weights, d_weights, strict=True)),
-        *[None] * (_NUM_ARRAYS + _NUM_NUMBERS),
+        *[None] * _NUM_OTHERS,
     )
 
 
 def _wants_more(d_outputs: Tensors) -> bool:
-    """Whether the gradient is differentiated (``create_graph``) or batched itself."""
+    """Whether the gradient is differentiated, in either mode, or batched itself."""
     functorch = torch._C._functorch
     return (
         torch.is_grad_enabled()
         or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
         or any(d is not None and functorch.is_legacy_batchedtensor(d) for d in d_outputs)
     )
 
 
 def _differentiable(
-    cell: Cell,
-    x: Tensor,
-    states: Tensors,
-    weights: Tensors,
-    layout: Layout,
-    d_outputs: Tensors,
-) -> tuple[Tensor | None, ...]:
-    """The same gradient through the reference, which can be differentiated and batched itself."""
+    cell: Cell, inputs: Tensors, needs: Sequence[bool], layout: Layout, d_outputs: Tensors
+) -> Sequence[Tensor]:
+    """The same gradients of x, states and weights through the reference.
+
+    They can be differentiated and batched themselves. Only those that are needed are returned.
+    """
+    layout = layout.exact()
+
+    def outputs_of(*needed: Tensor) -> tuple[Tensor, ...]:
+        """Those outputs that have a gradient."""
+        given = iter(needed)
+        args = [next(given) if need else t for t, need in zip(inputs, needs, strict=True)]
+        first = 1 + cell.num_states
+        outputs = cell.reference(*args[:first], *by_kind(args[first:]), layout)
+        return tuple([out for out, d in zip(outputs, d_outputs, strict=True) if d is not None])
+
+    d_outputs_there = tuple([d for d in d_outputs if d is not None])
+    needed = [t for t, need in zip(inputs, needs, strict=True) if need and t is not None]
+    if torch._C._are_functorch_transforms_active():
+        outputs_and_vjp: Any = torch.func.vjp(outputs_of, *needed)
+        gradients: Sequence[Tensor] = outputs_and_vjp[1](d_outputs_there)
+        return gradients
     # Views, so that x counts as itself and not as a function of earlier layers' weights.
     with torch.enable_grad():
-        views = [None if t is None else t.view_as(t) for t in (x, *states, *weights)]
-        first = 1 + cell.num_states
-        outputs = cell.reference(*views[:first], *by_kind(views[first:]), layout.exact())
-    leaves = [view for view in views if view is not None and view.requires_grad]
-    pairs = [
-        (out, d)
-        for out, d in zip(outputs, d_outputs, strict=True)
-        if d is not None and out.requires_grad
-    ]
-    gradients = torch.autograd.grad(
+        leaves = [t.view_as(t) for t in needed]
+        outputs = outputs_of(*leaves)
+    pairs = [(o, d) for o, d in zip(outputs, d_outputs_there, strict=True) if o.requires_grad]
+    return torch.autograd.grad(
         [out for out, _ in pairs],
         leaves,
         [d for _, d in pairs],
@@ -202,5 +215,3 @@ def _differentiable(
         allow_unused=True,
         materialize_grads=True,
     )
-    found = {id(leaf): gradient for leaf, gradient in zip(leaves, gradients, strict=True)}
-    return (*(found.get(id(view)) for view in views), *[None] * (_NUM_ARRAYS + _NUM_NUMBERS))

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from varlen_rnn import _forms, _onnx, _transforms, ops
+from varlen_rnn import _forms, _onnx, ops
 from varlen_rnn._checks import InputShapeError, InputTypeError, failure
+from varlen_rnn._tracing import in_jit_trace
 from varlen_rnn.layout import Layout
 
 
@@ -35,6 +36,11 @@ class VarLenRNNBase(nn.RNNBase):
     def _update_flat_weights(self) -> None:
         """Nothing to do: there is no flat buffer."""
 
+    def __setstate__(self, d: Any) -> None:
+        super().__setstate__(d)  # type: ignore[no-untyped-call]
+        # Torch's references to its flat buffer, which would keep weights from being swapped.
+        self._flat_weight_refs = []
+
     def flatten_parameters(self) -> None:
         """Does nothing; kept because code written for ``torch.nn.LSTM`` calls it."""
 
@@ -51,7 +57,7 @@ class VarLenRNNBase(nn.RNNBase):
         weights = [self._layer_weights(layer) for layer in range(self.num_layers)]
         if torch._C._is_any_autocast_enabled() and _autocast_is_on(data.device.type):
             device_type = data.device.type
-            to_dtype = _autocast(torch.get_autocast_dtype(device_type))
+            to_dtype = _autocast(self._autocast_dtype(device_type))
             if isinstance(input, PackedSequence):
                 input = PackedSequence(to_dtype(input.data), *input[1:])
             else:
@@ -62,6 +68,10 @@ class VarLenRNNBase(nn.RNNBase):
             with torch.autocast(device_type, enabled=False):
                 return self._run(input, data, states, state_sizes, weights, which, output_states)
         return self._run(input, data, states, state_sizes, weights, which, output_states)
+
+    def _autocast_dtype(self, device_type: str) -> torch.dtype:
+        """What autocast makes of input, states and weights."""
+        return torch.get_autocast_dtype(device_type)
 
     def _run(
         self,
@@ -88,7 +98,7 @@ class VarLenRNNBase(nn.RNNBase):
             if batch.unbatched:
                 states = tuple([s.unsqueeze(1) for s in states])
         arrays = batch.layout
-        if not ops.compiled(batch.x) and not _transforms.active():
+        if not ops.compiled(batch.x):
             arrays = arrays.exact()
         x, finals, cells = self._run_layers(
             batch.x, states, len(state_sizes), weights, arrays, output_states
@@ -117,6 +127,9 @@ class VarLenRNNBase(nn.RNNBase):
             x, *finals = self._layer(x, initial, weights[0], batch, output_states)
             if output_states:
                 *finals, cells = finals
+            if finals[0].requires_grad or in_jit_trace():
+                # With nodes of their own: a hook on a state that is not used is not called.
+                finals = [s.view_as(s) for s in finals]
             return x, tuple(finals), cells
         directions = 2 if self.bidirectional else 1
         by_layer: list[list[Tensor]] = []

@@ -32,6 +32,10 @@ class Rectangular(Layout):
 
     holds: Tensor
 
+    def exact(self) -> Layout:
+        """Returns itself: every array has the size that it says."""
+        return self
+
 
 def active() -> bool:
     """Whether a transform of ``torch.func`` is in effect."""
@@ -56,6 +60,9 @@ def layout_of(make: Callable[..., Layout], *args: Any) -> Layout:
     arrays = _layouts(make_from, *tensors)
     if len(made) == 1:
         return made[0]
+    num_rows = sorted({layout.num_rows for layout in made})
+    if len(num_rows) > 1:
+        raise ValueError(f"every sample must have the same number of rows, got {num_rows}")
     holds, rows, reverse, initial_row, final_row = (array[0] for array in arrays)
     num_segments = initial_row.shape[0]
     num_steps = holds.shape[0] // max(num_segments, 1)
@@ -74,6 +81,8 @@ class _Layouts(torch.autograd.Function):
     def forward(make: Callable[..., Layout], *tensors: Tensor) -> tuple[Tensor, ...]:
         samples = zip(*tensors, strict=True) if tensors else [()]
         made = [make(*sample) for sample in samples]
+        if not made:
+            raise ValueError("at least one sample is needed to know what a batch is like, got 0")
         if len(made) == 1:
             return ()
         num_steps = max(1, *(layout.batch_sizes.shape[0] for layout in made))
@@ -83,7 +92,7 @@ class _Layouts(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
-        ctx.mark_non_differentiable(*output)
+        """Nothing is kept: integers and flags have no gradient."""
 
     @staticmethod
     def vmap(
@@ -93,8 +102,6 @@ class _Layouts(torch.autograd.Function):
         *tensors: Tensor,
     ) -> tuple[Any, Any]:
         _, *dims = in_dims
-        if all(dim is None for dim in dims):
-            return _layouts(make, *tensors), None
         moved = [
             t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
             for t, dim in zip(tensors, dims, strict=True)
@@ -118,10 +125,9 @@ def _rectangle(layout: Layout, num_steps: int, num_segments: int) -> tuple[Tenso
     segments = torch.arange(num_segments, device=device)
     holds = segments < sizes.unsqueeze(1)
     token = torch.where(holds, (sizes.cumsum(0) - sizes).unsqueeze(1) + segments, 0)
-    own_place = torch.arange(num_steps * num_segments, device=device).view(holds.shape)
     last_step = holds.sum(0) - 1
     steps = torch.arange(num_steps, device=device).unsqueeze(1)
-    opposite = torch.where(holds, (last_step - steps) * num_segments + segments, own_place)
+    opposite = torch.where(holds, (last_step - steps) * num_segments + segments, 0)
     rows = token if layout.rows is None else F.pad(layout.rows, (0, 1))[token]
     absent = num_segments - layout.initial_row.shape[0]
     initial_row, final_row = (
