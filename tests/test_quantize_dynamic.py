@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CELLS, HAS_EXTENSION, OURS, TORCH, assert_bitwise
+from helpers import CELLS, HAS_EXTENSION, OURS, TORCH, assert_bitwise, states_of
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import grad, jvp, vmap
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -216,18 +218,51 @@ def test_weights_take_a_quarter_of_the_memory() -> None:
     assert sizes[0] < 0.27 * sizes[1]
 
 
+# Forward mode's own functions are made by torch.jit.script.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is (deprecated|not supported)")
 @pytest.mark.parametrize("cell", CELLS)
 def test_no_gradient_goes_through(cell: str) -> None:
     quantized = quantize_dynamic(OURS[cell](3, 4))
-    out, _ = quantized(torch.randn(2, 3, requires_grad=True))
+    x = torch.randn(2, 3)
+    out, _ = quantized(x.clone().requires_grad_())
     assert not out.requires_grad
+    assert not jvp(lambda x: quantized(x)[0], (x,), (torch.ones_like(x),))[1].any()
+    with forward_ad.dual_level():
+        assert forward_ad.unpack_dual(quantized(forward_ad.make_dual(x, x))[0]).tangent is None
+    assert not grad(lambda x: quantized(x)[0].sum())(x).any()
+
+
+OF_SAMPLES = {
+    "lengths": torch.tensor([[5, 0, 2], [1, 5, 4]]),
+    "mask": torch.rand(2, 3, 5) < 0.5,
+    "resets": torch.rand(2, 3, 5) < 0.3,
+    "cu_seqlens": torch.tensor([[0, 2, 2, 15], [0, 8, 14, 15]]),
+}
+
+
+@pytest.mark.parametrize("kind", OF_SAMPLES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_samples_under_vmap_have_lengths_of_their_own(cell: str, kind: str) -> None:
+    quantized = quantize_dynamic(OURS[cell](3, 4, 2, batch_first=True, bidirectional=True))
+    x, which = torch.randn(2, 3, 5, 3), OF_SAMPLES[kind]
+    if kind == "cu_seqlens":
+        x = x.flatten(1, 2)
+
+    def call(x: Tensor, which: Tensor) -> tuple[Tensor, ...]:
+        out, hx = quantized(x, **{kind: which})
+        return (out, *states_of(hx))
+
+    for b, got in enumerate(zip(*vmap(call)(x, which), strict=True)):
+        for ours, truth in zip(got, call(x[b], which[b]), strict=True):
+            # The reference's products are exact, those of the kernels are rounded to float32.
+            torch.testing.assert_close(ours, truth, rtol=0, atol=1e-5)
 
 
 def test_what_a_call_does_not_take() -> None:
     quantized = quantize_dynamic(VarLenLSTM(3, 4))
     with pytest.raises(NotImplementedError, match="output_states must be False, got True"):
         quantized(torch.randn(2, 3), output_states=True)
-    with pytest.raises(TypeError, match=r"input must be float32, got torch\.float64"):
+    with pytest.raises(TypeError, match=r"input must have .* torch\.float32, got torch\.float64"):
         quantized(torch.randn(2, 3).double())
     with pytest.raises(ValueError, match=r"input must be \[T, I\] .* I = 3, got \[2, 4\]"):
         quantized(torch.randn(2, 4))
@@ -240,6 +275,8 @@ def test_under_autocast_and_inference_mode() -> None:
     expected, _ = quantized(x)
     with torch.autocast("cpu"), torch.inference_mode():
         assert_bitwise(quantized(x)[0].clone(), expected)
+        # What another layer made 16-bit becomes float32 again, as before a softmax.
+        assert_bitwise(quantized(x.bfloat16())[0].clone(), quantized(x.bfloat16().float())[0])
 
 
 @pytest.mark.skipif(not HAS_EXTENSION, reason="there are no compiled ops")

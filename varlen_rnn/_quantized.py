@@ -75,10 +75,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     largest = x.new_tensor(activation_max(x.shape[1]))  # a number would be divided inexactly
     magnitude = x.abs().amax(dim=1, keepdim=True)
     is_zero = magnitude < _TINY
-    # NaN for what is not finite: so is then all that the row is multiplied into.
-    scale = torch.where(magnitude.isfinite(), magnitude / largest, torch.nan)
+    # A row with NaN or Inf becomes NaN as a whole, since 0 * Inf is.
     q = (x * torch.where(is_zero, 0, largest / magnitude)).round()
-    product = F.linear(q.double(), weight) * torch.where(is_zero, 0, scale)
+    product = F.linear(q.double(), weight) * torch.where(is_zero, 0, magnitude / largest)
     return product if bias is None else product + bias
 
 

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from varlen_rnn import _forms, _quantized
-from varlen_rnn._checks import InputTypeError
+from varlen_rnn import _forms, _onnx, _quantized
 from varlen_rnn._rnn_base import VarLenRNNBase
 from varlen_rnn.convert import convert
 from varlen_rnn.layout import Layout
@@ -26,7 +26,7 @@ class _QuantizedBase(VarLenRNNBase):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        _check("", self)
+        _check(type(self).__name__, "", self)
         self._quantize()
 
     def _quantize(self) -> None:
@@ -49,11 +49,6 @@ class _QuantizedBase(VarLenRNNBase):
         self._all_weights = names_of_layers
         self._flat_weights_names = [name for names in names_of_layers for name in names]
 
-    def reset_parameters(self) -> None:
-        """Draws nothing anew: there are no parameters once weights are quantised."""
-        if self._parameters:
-            super().reset_parameters()
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Moves, but keeps dtypes: ``model.double()`` or ``.half()`` are about other layers."""
 
@@ -74,12 +69,20 @@ class _QuantizedBase(VarLenRNNBase):
         name = type(self).__name__
         if output_states:
             raise NotImplementedError(f"{name}: output_states must be False, got True")
-        data = self._data(input)
-        if data.dtype != torch.float32:
-            raise InputTypeError(f"{name}: input must be float32, got {data.dtype}")
-        weights = [self._layer_weights(layer) for layer in range(self.num_layers)]
+        if _onnx.exporting():
+            raise NotImplementedError(
+                f"{name}: an ONNX export must have float32 weights, got int8; export the model as "
+                "it was before, and quantise what comes out with ONNX Runtime"
+            )
         with torch.no_grad():
-            return self._run(input, data, states, state_sizes, weights, which, False)
+            if forward_ad._current_level < 0:
+                return super()._forward(input, states, state_sizes, which)
+            with forward_ad._set_fwd_grad_enabled(False):
+                return super()._forward(input, states, state_sizes, which)
+
+    def _autocast_dtype(self, device_type: str) -> torch.dtype:
+        """What autocast makes of the input: float32, as for other operations that need it."""
+        return torch.float32
 
     def _check_input(
         self, input: Tensor | PackedSequence, data: Tensor, weights: list[Tensor | None]
@@ -110,9 +113,9 @@ class QuantizedVarLenLSTM(_QuantizedBase, VarLenLSTM):
     Equivalent to ``VarLenLSTM`` with weights rounded to ``scale * q``, ``q`` in [-127, 127], one
     scale for each row of ``weight_ih`` and ``weight_hh``; biases, states and all else are float32.
     Activations are rounded as well, to 16 bits by each token's largest value. ``forward`` takes
-    all that ``VarLenLSTM.forward`` takes but ``output_states``. Input is float32; a token with NaN
-    or Inf makes its row's outputs NaN from there on. No gradient goes through, as with torch's own
-    quantised modules: the output does not require one.
+    all that ``VarLenLSTM.forward`` takes but ``output_states``. Input is float32, to which autocast
+    turns others; a token with NaN or Inf makes its row's outputs NaN from there on. No gradient and
+    no tangent goes through, as with torch's own quantised modules: the output requires none.
 
     Weights, scales and biases are buffers, so ``state_dict``, ``pickle`` and ``copy.deepcopy`` work
     as ever. Made directly, with the arguments of :class:`VarLenLSTM` but ``proj_size``, it holds
@@ -185,7 +188,7 @@ def quantize_dynamic(model: ModuleT, inplace: bool = False) -> ModuleT:
     if not isinstance(model, nn.Module):
         raise TypeError(f"quantize_dynamic: model must be an nn.Module, got {type(model).__name__}")
     for name, layer in _layers(model):
-        _check(f"{name}." if name else "", layer)
+        _check("quantize_dynamic", f"{name}." if name else "", layer)
     if not inplace:
         model = copy.deepcopy(model)
     for _, layer in _layers(model):
@@ -223,27 +226,23 @@ def _make_plain(layer: nn.RNNBase) -> None:
         layer.register_parameter(name, nn.Parameter(weight))
 
 
-def _check(prefix: str, rnn: nn.RNNBase) -> None:
+def _check(operation: str, prefix: str, rnn: nn.RNNBase) -> None:
     """Fails where a layer cannot be quantised; ``prefix`` is its name in the model and a dot."""
+    start = f"{operation}: {prefix}"
     if rnn.proj_size:
-        raise NotImplementedError(
-            f"quantize_dynamic: {prefix}proj_size must be 0, got {rnn.proj_size}"
-        )
+        raise NotImplementedError(f"{start}proj_size must be 0, got {rnn.proj_size}")
     most = _quantized.MAX_SIZE
-    if not 0 < max(rnn.input_size, rnn.hidden_size) <= most:
+    if max(rnn.input_size, rnn.hidden_size) > most:
         sizes = f"{rnn.input_size} and {rnn.hidden_size}"
-        raise ValueError(
-            f"quantize_dynamic: {prefix}input_size and hidden_size must be at most {most}, "
-            f"got {sizes}"
-        )
+        raise ValueError(f"{start}input_size and hidden_size must be at most {most}, got {sizes}")
     for name in (name for names in rnn._all_weights for name in names):
         if name not in rnn._parameters and not parametrize.is_parametrized(rnn, name):
             raise ValueError(
-                f"quantize_dynamic: {prefix}{name} must be a parameter, got an attribute that a "
+                f"{start}{name} must be a parameter, got an attribute that a "
                 "hook computes (make it permanent first: prune.remove, remove_weight_norm)"
             )
         weight = getattr(rnn, name)
         if weight.dtype != torch.float32:
-            raise TypeError(f"quantize_dynamic: {prefix}{name} must be float32, got {weight.dtype}")
+            raise TypeError(f"{start}{name} must be float32, got {weight.dtype}")
         if not weight.is_meta and not weight.isfinite().all():
-            raise ValueError(f"quantize_dynamic: {prefix}{name} must be finite, got NaN or Inf")
+            raise ValueError(f"{start}{name} must be finite, got NaN or Inf")
