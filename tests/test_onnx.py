@@ -6,6 +6,8 @@ An export takes seconds, so that all tests of a configuration share one.
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 from typing import Any, NamedTuple
 
 import pytest
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn.utils.rnn import pack_padded_sequence
 
+import varlen_rnn
 from varlen_rnn import _onnx
 
 REASON = "an export needs onnx and onnxscript, and ONNX Runtime checks it"
@@ -174,7 +177,7 @@ def test_every_layer_is_one_node_that_knows_the_lengths(cell: str, config: Confi
     for node in nodes:
         cast = source[node.input[4]]
         assert cast.op_type == "Cast"
-        assert list(cast.input) == ["lengths"]
+        assert source[cast.input[0]].input[0] == "lengths"  # of what keeps them in 32 bits
     inputs = {value.name: value.type.tensor_type for value in graph.input}
     assert inputs["lengths"].elem_type == onnx.TensorProto.INT64
     assert [d.dim_param for d in inputs["lengths"].shape.dim] == ["batch"]
@@ -272,6 +275,66 @@ def test_what_onnx_cannot_express_is_named(message: str, monkeypatch: pytest.Mon
     with pytest.raises(NotImplementedError, match=r"^VarLenLSTM: an ONNX export") as error:
         rnn(batch, **keywords)
     assert f"got {message}" in str(error.value)
+
+
+@both_cells
+def test_int8_weights_are_refused(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    quantized = varlen_rnn.quantize_dynamic(OURS[cell](INPUT_SIZE, HIDDEN_SIZE))
+    monkeypatch.setattr(_onnx, "exporting", lambda: True)
+    with pytest.raises(NotImplementedError, match="an ONNX export must have float32 weights"):
+        quantized(torch.randn(4, INPUT_SIZE))
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@both_cells
+def test_a_batch_of_one_row_may_be_the_example(cell: str, bidirectional: bool) -> None:
+    rnn = OURS[cell](INPUT_SIZE, HIDDEN_SIZE, 2, batch_first=True, bidirectional=bidirectional)
+    args = torch.randn(1, 5, INPUT_SIZE), torch.tensor([5])
+    session = Session(export(WithStates(rnn), args, ({0: BATCH, 1: TIME}, {0: BATCH})))
+    x, lengths = torch.randn(3, 7, INPUT_SIZE), torch.tensor([7, 0, 2])
+    assert max_error(session(x, lengths)[0], rnn(x, lengths=lengths)[0].detach()) <= TOLERANCE
+
+
+def test_wrong_lengths_are_refused_by_the_runtime() -> None:
+    session = session_of(*CASES[-1])
+    x = torch.randn(4, 4, INPUT_SIZE)
+    session(x, torch.tensor([4, 0, 1, 2]))
+    for wrong in (5, -1, 2**32 + 2, -(2**32) + 2):
+        with pytest.raises(Exception, match="Invalid value/s in sequence_lens"):
+            session(x, torch.tensor([4, 0, 1, wrong]))
+
+
+_IN_A_FRESH_PROCESS = """
+import numpy, torch, varlen_rnn
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = varlen_rnn.VarLenGRU(3, 4, batch_first=True)
+
+    def forward(self, x, lengths):
+        return self.rnn(torch.from_numpy(numpy.tanh(x.numpy())), lengths=lengths)[0]
+
+arguments = torch.randn(2, 4, 3), torch.tensor([4, 2])
+torch.onnx.export(Model().eval(), arguments, dynamo=True)
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*(deprecated|legacy TorchScript|will be removed)")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_the_old_exporter_is_refused() -> None:
+    model = nn.Sequential(OURS["gru"](INPUT_SIZE, HIDDEN_SIZE))
+    with pytest.raises(NotImplementedError, match=r"dynamo must be True .*, got False"):
+        torch.onnx.export(model, (torch.randn(4, 2, INPUT_SIZE),), dynamo=False)
+
+
+def test_an_export_that_fails_before_a_module_says_why() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", _IN_A_FRESH_PROCESS], capture_output=True, text=True, check=False
+    )
+    assert result.returncode
+    assert "No ONNX function found" not in result.stderr
+    assert ".numpy() is not supported for tensor subclasses" in result.stderr
 
 
 def test_arguments_are_checked_as_always(monkeypatch: pytest.MonkeyPatch) -> None:

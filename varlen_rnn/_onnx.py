@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from varlen_rnn._checks import Lengths, Mask, check_lengths
+from varlen_rnn._tracing import in_jit_trace
 
 # Where ONNX's gates stand among torch's: i, o, f, c among i, f, g, o, and z, r, h among r, z, n.
 _GATE_ORDER = {"LSTM": [0, 3, 1, 2], "GRU": [1, 0, 2]}
@@ -23,18 +24,20 @@ _GATE_ORDER = {"LSTM": [0, 3, 1, 2], "GRU": [1, 0, 2]}
 
 def exporting() -> bool:
     """Whether the call is being recorded for ONNX."""
-    if not torch.compiler.is_exporting():
-        return False
-    # An export that fails is tried again by dynamo, which takes torch's function for False unless
-    # it has to ask. Marked only here because that imports dynamo, which takes seconds.
-    if not torch.compiler.is_dynamo_compiling():
-        mark: Any = torch.compiler.assume_constant_result
-        mark(_is_in_onnx_export)
-    return _is_in_onnx_export()
+    if in_jit_trace() and _is_in_onnx_export():
+        raise NotImplementedError(
+            "torch.onnx.export: dynamo must be True for varlen_rnn's modules, got False"
+        )
+    return torch.compiler.is_exporting() and _is_in_onnx_export()
 
 
 def _is_in_onnx_export() -> bool:
     return torch.onnx.is_in_onnx_export()
+
+
+# An export that fails is tried again by torch.compile, which takes torch's function for False, but
+# not this one; see supports_cuda in _extension.py.
+_is_in_onnx_export._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def lengths_of(
@@ -70,7 +73,9 @@ def lengths_of(
     num_steps, num_rows = input.shape[:2]
     if module.batch_first:
         num_steps, num_rows = num_rows, num_steps
-    return check_lengths(name, lengths, num_steps, num_rows).int()
+    checked = check_lengths(name, lengths, num_steps, num_rows)
+    # Those that are wrong stay so in 32 bits, where ONNX Runtime refuses them.
+    return checked.clamp(-1, 2**31 - 1).int()
 
 
 def _refuse(module: nn.RNNBase, what: str, advice: str) -> NoReturn:
@@ -161,4 +166,5 @@ def _layer(
         # ONNX leaves open what becomes of a row of length 0; ONNX Runtime gives zeros.
         has_tokens = (lengths > 0).to(x.device).unsqueeze(1)
         finals = [torch.where(has_tokens, s, s_0) for s, s_0 in zip(finals, initial, strict=True)]
-    return y.transpose(1, 2).flatten(2), finals
+    # Not by a transposition, which would make B a constant where it is 1 in the export's example.
+    return torch.cat(y.unbind(1), dim=-1), finals
