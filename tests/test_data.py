@@ -388,4 +388,9 @@ def test_another_samplers_state_is_refused() -> None:
             sampler.state_dict(batches_done=done)
         with pytest.raises(ValueError, match=rf"load_state_dict: batches_done .* got {done}$"):
             sampler.load_state_dict(sampler.state_dict() | {"batches_done": done})
+    for wrong in ({"batches_done": None}, {"epoch": "1"}):
+        with pytest.raises(TypeError, match=r"load_state_dict: \w+ must be an integer, got"):
+            sampler.load_state_dict(sampler.state_dict() | wrong)
+    with pytest.raises(TypeError, match="load_state_dict: state_dict must be a dict, got NoneType"):
+        sampler.load_state_dict(None)
     assert list(sampler.state_dict().values())[:2] == [0, 0]

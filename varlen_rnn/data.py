@@ -21,7 +21,7 @@ import bisect
 import heapq
 import itertools
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -183,7 +183,7 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
         done = self._position(f"{type(self).__name__}.state_dict", done)
         return {"epoch": self.epoch, "batches_done": done, **self._identity()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Let the next iteration go on where the state was taken, in the same epoch.
 
         Args:
@@ -192,13 +192,16 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
 
         Raises:
             ValueError: another sampler's state, which could not be continued exactly.
+            TypeError: ``state_dict`` is not a dict, or a number in it is missing or no integer.
         """
         name = f"{type(self).__name__}.load_state_dict"
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"{name}: state_dict must be a dict, got {type(state_dict).__name__}")
         for key, value in self._identity().items():
             if state_dict.get(key) != value:
                 raise failure(name, key, f"{value}, as in this sampler", state_dict.get(key))
-        position = self._position(name, state_dict["batches_done"])
-        self.epoch = state_dict["epoch"]
+        position = self._position(name, state_dict.get("batches_done"))
+        self.epoch = _integer(name, "epoch", state_dict.get("epoch"))
         self._start = self._drawn = position
 
     def _identity(self) -> dict[str, Any]:
@@ -212,7 +215,7 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
             "seed": self.seed,
         }
 
-    def _position(self, name: str, batches_done: int) -> int:
+    def _position(self, name: str, batches_done: Any) -> int:
         done = _integer(name, "batches_done", batches_done)
         if not 0 <= done <= len(self):
             raise failure(name, "batches_done", f"in [0, len(self)] = [0, {len(self)}]", done)
