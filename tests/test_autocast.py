@@ -225,6 +225,24 @@ def test_a_model_trains_under_autocast(
         assert (leaf.grad - gradient).norm() <= 0.05 * gradient.norm()
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+@both_cells
+def test_a_backward_pass_inside_keeps_the_precision_of_the_forward_pass(
+    cell: str, create_graph: bool
+) -> None:
+    _, rnn = modules(cell)
+    x = random_batch(rnn, 3, 4).requires_grad_()
+    out, _ = rnn(x, lengths=[4, 0, 2])
+    gradients = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            (d_x,) = torch.autograd.grad(
+                out.square().sum(), x, retain_graph=True, create_graph=create_graph
+            )
+        gradients.append(d_x.detach())
+    assert_bitwise(gradients[1], gradients[0])
+
+
 @both_cells
 def test_gradients_of_gradients_under_autocast(cell: str) -> None:
     found = []

@@ -10,6 +10,7 @@ import torch
 from helpers import (
     CELLS,
     HAS_EXTENSION,
+    OURS,
     as_hx,
     leaves_of,
     pair,
@@ -340,6 +341,21 @@ def test_a_frozen_layer_has_second_derivatives_in_what_is_not_frozen(cell: str) 
         assert frozen == [None] * 3
         found.append((x.grad, rnn.weight_hh_l0.grad))
     torch.testing.assert_close(found[1], found[0], **CLOSE)
+
+
+def test_a_result_may_not_depend_on_what_is_not_frozen() -> None:
+    """With one token the projection comes behind the cell state."""
+    rnn = OURS["lstm"](3, 4, proj_size=2).requires_grad_(False)
+    rnn.weight_hr_l0.requires_grad_()
+    x = torch.randn(1, 2, 3)
+    for both in (False, True):
+        found = []
+        for create_graph in (False, True):
+            out, (_, c_n) = rnn(x)
+            loss = c_n.sum() + both * out.sum()
+            found.append(grad(loss, rnn.weight_hr_l0, create_graph=create_graph)[0].detach())
+        assert found[0].any() == both
+        torch.testing.assert_close(found[1], found[0])
 
 
 @needs_extension
