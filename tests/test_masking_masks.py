@@ -123,6 +123,11 @@ def test_lengths_cannot_say_every_mask(rows: list[str], bad: int) -> None:
             "mask_from_value: x must be a Tensor, got list",
         ),
         (
+            lambda: mask_from_value(torch.zeros(2, 3), None),
+            TypeError,
+            "mask_from_value: value must be a number, got NoneType",
+        ),
+        (
             lambda: mask_from_value(torch.tensor(1.0)),
             ValueError,
             "mask_from_value: x must be [*, F], got []",

@@ -39,6 +39,7 @@ LENGTHS_ONLY: dict[str, Callable[..., Tensor]] = {
     "MaskedConv1d, strided": lambda x, lengths: STRIDED(x.transpose(1, 2), lengths=lengths),
     "output_lengths": lambda x, lengths: STRIDED.output_lengths(lengths),
     "lengths_to_mask": lambda x, lengths: masking.lengths_to_mask(lengths, x.shape[1]),
+    "lengths_to_mask, of the largest": lambda x, lengths: masking.lengths_to_mask(lengths),
     "mask_to_lengths": lambda x, lengths: masking.mask_to_lengths(
         torch.arange(x.shape[1]) < lengths[:, None]
     ),
@@ -109,3 +110,13 @@ def test_a_wrong_mask_fails_when_the_recorded_call_runs() -> None:
     left_padded = torch.tensor([[False, True], [True, True]])
     with pytest.raises(RuntimeError, match="mask must be valid tokens first in every row"):
         compiled(left_padded)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is (deprecated|not supported)")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of checks on sizes
+def test_a_convolution_under_jit_trace_takes_other_sizes() -> None:
+    call = Call("MaskedConv1d, strided", "lengths")
+    traced = torch.jit.trace(call, example("lengths", 4, 9), check_trace=False)
+    for shape in [(4, 9), (2, 12), (9, 8)]:
+        x, which = example("lengths", *shape)
+        torch.testing.assert_close(traced(x, which), call(x, which))

@@ -320,14 +320,6 @@ torch.onnx.export(Model().eval(), arguments, dynamo=True)
 """
 
 
-@pytest.mark.filterwarnings("ignore:.*(deprecated|legacy TorchScript|will be removed)")
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_the_old_exporter_is_refused() -> None:
-    model = nn.Sequential(OURS["gru"](INPUT_SIZE, HIDDEN_SIZE))
-    with pytest.raises(NotImplementedError, match=r"dynamo must be True .*, got False"):
-        torch.onnx.export(model, (torch.randn(4, 2, INPUT_SIZE),), dynamo=False)
-
-
 def test_an_export_that_fails_before_a_module_says_why() -> None:
     result = subprocess.run(
         [sys.executable, "-c", _IN_A_FRESH_PROCESS], capture_output=True, text=True, check=False

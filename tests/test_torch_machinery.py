@@ -129,6 +129,8 @@ def test_a_hook_on_a_final_state_is_called_if_there_is_a_gradient(
     assert not calls
     states_of(hx)[0].sum().backward()
     assert [d.shape for d in calls] == [(num_layers, 2, 5)]
+    for state in states_of(hx):  # in place, as truncated backpropagation through time has it
+        assert not state.detach_().requires_grad
 
 
 @both_cells

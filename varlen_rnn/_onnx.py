@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from varlen_rnn._checks import Lengths, Mask, check_lengths
-from varlen_rnn._tracing import in_jit_trace
 
 # Where ONNX's gates stand among torch's: i, o, f, c among i, f, g, o, and z, r, h among r, z, n.
 _GATE_ORDER = {"LSTM": [0, 3, 1, 2], "GRU": [1, 0, 2]}
@@ -24,10 +23,6 @@ _GATE_ORDER = {"LSTM": [0, 3, 1, 2], "GRU": [1, 0, 2]}
 
 def exporting() -> bool:
     """Whether the call is being recorded for ONNX."""
-    if in_jit_trace() and _is_in_onnx_export():
-        raise NotImplementedError(
-            "torch.onnx.export: dynamo must be True for varlen_rnn's modules, got False"
-        )
     return torch.compiler.is_exporting() and _is_in_onnx_export()
 
 

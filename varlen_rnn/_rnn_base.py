@@ -128,8 +128,9 @@ class VarLenRNNBase(nn.RNNBase):
             if output_states:
                 *finals, cells = finals
             if finals[0].requires_grad or in_jit_trace():
-                # With nodes of their own: a hook on a state that is not used is not called.
-                finals = [s.view_as(s) for s in finals]
+                # With nodes of their own: a hook on a state that is not used is not called. Not
+                # views, so that detach_() works.
+                finals = [s.clone() for s in finals]
             return x, tuple(finals), cells
         directions = 2 if self.bidirectional else 1
         by_layer: list[list[Tensor]] = []

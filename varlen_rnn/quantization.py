@@ -174,7 +174,8 @@ def quantize_dynamic(model: ModuleT, inplace: bool = False) -> ModuleT:
     Raises:
         TypeError: ``model`` is not a module, or a layer not float32.
         NotImplementedError: a layer has a projection.
-        ValueError: weights that are not finite or not there as parameters, or a size above 133144.
+        ValueError: weights that are not finite or not there as parameters, or a size not in
+            [1, 133144].
 
     Example:
         >>> import torch
@@ -232,9 +233,9 @@ def _check(operation: str, prefix: str, rnn: nn.RNNBase) -> None:
     if rnn.proj_size:
         raise NotImplementedError(f"{start}proj_size must be 0, got {rnn.proj_size}")
     most = _quantized.MAX_SIZE
-    if max(rnn.input_size, rnn.hidden_size) > most:
-        sizes = f"{rnn.input_size} and {rnn.hidden_size}"
-        raise ValueError(f"{start}input_size and hidden_size must be at most {most}, got {sizes}")
+    sizes = rnn.input_size, rnn.hidden_size
+    if min(sizes) < 1 or max(sizes) > most:
+        raise ValueError(f"{start}input_size and hidden_size must be in [1, {most}], got {sizes}")
     for name in (name for names in rnn._all_weights for name in names):
         if name not in rnn._parameters and not parametrize.is_parametrized(rnn, name):
             raise ValueError(

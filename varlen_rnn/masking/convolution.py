@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from varlen_rnn._checks import Lengths, Mask, failure
-from varlen_rnn._tracing import tracing
 from varlen_rnn.masking._valid import check_any_lengths, right_padded, valid_tokens
 
 
@@ -104,21 +103,19 @@ class MaskedConv1d(nn.Conv1d):
             expected = f"[B, C, T] = [*, {self.in_channels}, *]"
             raise failure(name, "x", expected, list(x.shape))
         num_rows, _, num_steps = x.shape
-        larger_of: Any = torch.sym_max  # max, of sizes that may be symbols
         valid = valid_tokens(name, (num_rows, num_steps), x.device, lengths, mask, True)
         if lengths is None:
             self._check_that_steps_are_kept(name)
             valid_out = valid
         else:
             steps_out = (num_steps + self._zeros - self._reach) // self.stride[0] + 1
-            steps_out = larger_of(steps_out, 0) if num_steps else 0
+            steps_out = max(steps_out, 0) if num_steps else 0
             valid_out = right_padded(self._output_lengths(valid.sum(1)), steps_out, True)
 
         shown = x.masked_fill(~valid[:, None], 0)
-        # A batch too short for a convolution gets one, left out; while T is open, any may be.
-        missing = larger_of(self._reach - num_steps - self._zeros, 0 if num_steps else 1)
-        if tracing() or missing > 0:
-            shown = F.pad(shown, (0, missing))
+        missing = self._reach - num_steps - self._zeros
+        if missing > 0 or not num_steps:  # too short for a convolution: make one, and leave it out
+            shown = F.pad(shown, (0, max(missing, 1)))
         out = super().forward(shown)[:, :, : valid_out.shape[1]]
         return out.masked_fill(~valid_out[:, None], 0)
 

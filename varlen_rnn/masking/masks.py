@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numbers
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,7 +56,9 @@ def lengths_to_mask(
         raise failure(name, "max_length", "at least 0", max_length)
     checked = check_any_lengths(name, lengths, max_length)
     if max_length is None:
-        max_length = int(checked.max()) if checked.shape[0] else 0
+        largest: Any = checked.max().item() if checked.shape[0] else 0
+        torch._check(largest >= 0)  # type: ignore[no-untyped-call]  # which export does not know
+        max_length = largest
     return right_padded(checked, max_length, batch_first)
 
 
@@ -114,7 +119,7 @@ def mask_from_value(x: Tensor, value: float = 0.0) -> Tensor:
 
     Raises:
         ValueError: ``x`` without a dimension.
-        TypeError: ``x`` that is not a Tensor.
+        TypeError: ``x`` that is not a Tensor, or ``value`` that is not a number.
 
     Example:
         >>> import torch
@@ -124,6 +129,9 @@ def mask_from_value(x: Tensor, value: float = 0.0) -> Tensor:
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"mask_from_value: x must be a Tensor, got {type(x).__name__}")
+    if not isinstance(value, numbers.Real):
+        got = type(value).__name__
+        raise TypeError(f"mask_from_value: value must be a number, got {got}")
     if not x.dim():
         raise failure("mask_from_value", "x", "[*, F]", [])
     if value != value:  # NaN, in words that torch.compile knows
