@@ -37,14 +37,9 @@ class Rectangular(Layout):
         return self
 
 
-def active() -> bool:
-    """Whether a transform of ``torch.func`` is in effect."""
-    return torch._C._are_functorch_transforms_active()
-
-
 def layout_of(make: Callable[..., Layout], *args: Any) -> Layout:
     """``make(*args)``, of plain tensors; an exact layout if a transform is in effect."""
-    if not active():
+    if not torch._C._are_functorch_transforms_active():
         return make(*args)
     places = [place for place, arg in enumerate(args) if isinstance(arg, Tensor)]
 
