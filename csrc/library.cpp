@@ -1,11 +1,12 @@
 // The library's table of contents: every op's schema. Shapes are in params.h and
-// varlen_rnn/layout.py.
+// varlen_rnn/layout.py. No size is a number: torch.jit.trace would make it a constant. Where no other
+// tensor has it, one without elements says it: positions [B, T, 0] or [R, 0], tokens [N, 0].
 #include <torch/csrc/stable/library.h>
 
 // The layout, and what float32 may be computed in (of no account on the CPU).
-#define VARLEN_RNN_LAYOUT                                                                     \
-  "Tensor batch_sizes, Tensor? rows, Tensor? reverse, Tensor initial_row, Tensor final_row, " \
-  "SymInt num_rows, bool allow_tf32"
+#define VARLEN_RNN_LAYOUT                                                                         \
+  "Tensor batch_sizes, Tensor? rows, Tensor? reverse, Tensor initial_row, Tensor final_segment, " \
+  "bool allow_tf32"
 
 // Weights one by one: Tensor[] would make autograd several times as slow.
 #define VARLEN_RNN_LSTM                                                                        \
@@ -24,8 +25,7 @@
   "Tensor weight_ih, Tensor weight_hh, Tensor scale_ih, Tensor scale_hh, Tensor bias_ih, Tensor " \
   "bias_hh, Tensor? weight_ih_reverse, Tensor? weight_hh_reverse, Tensor? scale_ih_reverse, "     \
   "Tensor? scale_hh_reverse, Tensor? bias_ih_reverse, Tensor? bias_hh_reverse, int hidden_size, " \
-  "Tensor batch_sizes, Tensor? rows, Tensor? reverse, Tensor initial_row, Tensor final_row, "     \
-  "SymInt num_rows"
+  "Tensor batch_sizes, Tensor? rows, Tensor? reverse, Tensor initial_row, Tensor final_segment"
 
 // The emulated CUDA ops are a library of their own.
 #ifndef VARLEN_RNN_LIBRARY
@@ -35,10 +35,10 @@
 
 VARLEN_RNN_DEFINE(VARLEN_RNN_LIBRARY, m) {
   m.def(
-      "layout_from_rows(Tensor? lengths, Tensor? first, Tensor? mask, Tensor? resets, "
-      "SymInt num_rows, SymInt num_steps, bool batch_first, bool at_capacity) -> "
-      "(Tensor batch_sizes, Tensor rows, Tensor initial_row, Tensor final_row)");
-  m.def("reverse_order(Tensor batch_sizes, SymInt num_tokens) -> Tensor");
+      "layout_from_rows(Tensor positions, Tensor? lengths, Tensor? first, Tensor? mask, "
+      "Tensor? resets, bool batch_first, bool at_capacity) -> "
+      "(Tensor batch_sizes, Tensor rows, Tensor initial_row, Tensor final_segment)");
+  m.def("reverse_order(Tensor batch_sizes, Tensor tokens) -> Tensor");
 
   m.def("lstm_inference(" VARLEN_RNN_LSTM ") -> (Tensor out, Tensor h_n, Tensor c_n)");
   m.def("lstm_forward(" VARLEN_RNN_LSTM

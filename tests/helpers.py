@@ -179,6 +179,7 @@ def layout_of(
         row, position = by_length[g].row, by_length[g].start + step
         return row * num_steps + position if batch_first else position * num_rows + row
 
+    ends_in = {segment.final_row: g for g, segment in enumerate(by_length)}
     steps = [step for step, _ in places]
     reverse = [places.index((by_length[g].length - 1 - step, g)) for step, g in places]
     return Layout(
@@ -186,8 +187,7 @@ def layout_of(
         torch.tensor([flat(step, g) for step, g in places], dtype=torch.int64),
         torch.tensor(reverse, dtype=torch.int64) if bidirectional else None,
         torch.tensor([segment.initial_row for segment in by_length], dtype=torch.int64),
-        torch.tensor([segment.final_row for segment in by_length], dtype=torch.int64),
-        num_rows,
+        torch.tensor([ends_in.get(b, -1) for b in range(num_rows)], dtype=torch.int64),
     )
 
 

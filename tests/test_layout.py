@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from varlen_rnn import VarLenLSTM, _extension, _index_arrays, layout
 from varlen_rnn.layout import Layout
 
-ARRAYS = ("batch_sizes", "rows", "reverse", "initial_row", "final_row")
+ARRAYS = ("batch_sizes", "rows", "reverse", "initial_row", "final_segment")
 
 
 @pytest.fixture(params=["compiled", "python"] if HAS_EXTENSION else ["python"])
@@ -89,14 +89,13 @@ def test_lengths_give_the_order_of_pack_padded_sequence() -> None:
 def test_a_packed_sequence_is_read_in_place(bidirectional: bool, enforce_sorted: bool) -> None:
     lengths = sorted([3, 1, 4, 1, 5], reverse=True) if enforce_sorted else [3, 1, 4, 1, 5]
     packed = pack_padded_sequence(torch.randn(5, 5, 2), lengths, enforce_sorted=enforce_sorted)
-    got = layout.from_packed(
-        packed.batch_sizes, packed.sorted_indices, len(packed.data), bidirectional=bidirectional
-    )
+    got = layout.from_packed(*packed[1:], len(packed.data), bidirectional=bidirectional)
     assert got.rows is None
     assert (got.reverse is not None) == bidirectional
     segments = list(range(5)) if packed.sorted_indices is None else packed.sorted_indices.tolist()
     assert [lengths[b] for b in segments] == sorted(lengths, reverse=True)
-    assert got.initial_row.tolist() == got.final_row.tolist() == segments
+    assert got.initial_row.tolist() == segments
+    assert [got.final_segment.tolist().index(g) for g in range(5)] == segments
     assert torch.equal(got.batch_sizes, packed.batch_sizes)
     if bidirectional:
         expected = layout_of(rows_as_segments(lengths), 5, 5)
@@ -226,13 +225,13 @@ def walk(rows: Rows, *, bidirectional: bool) -> Layout:
     def array(values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64)
 
+    ends_in = {final_row: g for g, (*_, final_row) in enumerate(segments)}
     return Layout(
         array([sum(s < len(segment[0]) for segment in segments) for s in range(longest)]),
         array([segments[g][0][s] for s, g in places]),
         array(reverse) if bidirectional else None,
         array([segment[1] for segment in segments]),
-        array([segment[2] for segment in segments]),
-        len(rows),
+        array([ends_in.get(b, -1) for b in range(len(rows))]),
     )
 
 
@@ -329,13 +328,13 @@ def test_a_packed_sequence_with_resets(bidirectional: bool) -> None:
         if packed.sorted_indices is not None:
             order = packed.sorted_indices.tolist()
         expected = walk([rows[b] for b in order], bidirectional=bidirectional)
-        of_batch = torch.tensor([*order, -1])
         got = layout.from_packed(
-            *packed[1:3], len(packed.data), resets=resets, bidirectional=bidirectional
+            *packed[1:], len(packed.data), resets=resets, bidirectional=bidirectional
         )
-        arrays = list(vars(expected).values())
-        arrays[3:5] = [of_batch[arrays[3]], of_batch[arrays[4]]]
-        assert_same(got, Layout(*arrays))
+        *arrays, initial_row, final_segment = vars(expected).values()
+        of_batch = torch.tensor([*order, -1])
+        final_segment = final_segment[torch.tensor([order.index(b) for b in range(len(rows))])]
+        assert_same(got, Layout(*arrays, of_batch[initial_row], final_segment))
 
 
 def test_layouts_of_another_device_are_made_without_reading_a_value() -> None:
@@ -347,20 +346,20 @@ def test_layouts_of_another_device_are_made_without_reading_a_value() -> None:
     padded = layout.from_padded(
         9, 4, lengths=lengths, mask=flags, resets=flags, batch_first=True, bidirectional=True
     )
-    assert [len(getattr(padded, name)) for name in ARRAYS] == [9, 36, 36, 36, 36]
+    assert [len(getattr(padded, name)) for name in ARRAYS] == [9, 36, 36, 36, 4]
     flat = layout.from_flat(lengths, lengths, 20, resets=flags.new_empty(20), bidirectional=True)
-    assert [len(getattr(flat, name)) for name in ARRAYS] == [20] * 5
+    assert [len(getattr(flat, name)) for name in ARRAYS] == [20, 20, 20, 20, 4]
     packed = layout.from_packed(
-        torch.tensor([3, 2]), None, 5, resets=flags.new_empty(5), bidirectional=True
+        torch.tensor([3, 2]), None, None, 5, resets=flags.new_empty(5), bidirectional=True
     )
-    assert [len(getattr(packed, name)) for name in ARRAYS] == [5] * 5
+    assert [len(getattr(packed, name)) for name in ARRAYS] == [5, 5, 5, 5, 3]
     assert {getattr(got, n).device for got in (padded, flat, packed) for n in ARRAYS} == {meta}
 
 
 def test_an_exact_layout_is_what_is_left_of_the_largest() -> None:
     lengths = torch.tensor([2, 0, 3])
     args = (lengths, None, None, None, 3, 4, True, True)
-    largest = Layout(*_index_arrays.from_rows(*args), 3)
+    largest = Layout(*_index_arrays.from_rows(*args))
     assert [len(getattr(largest, name)) for name in ARRAYS] == [4, 12, 12, 3, 3]
     assert_same(largest.exact(), of_lengths([2, 0, 3], 4, batch_first=True, bidirectional=True))
     assert_same(largest.exact().exact(), largest.exact())

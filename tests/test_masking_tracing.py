@@ -1,4 +1,4 @@
-"""Masking under torch.compile and torch.export, with sizes that change."""
+"""Masking under torch.compile, torch.export and torch.jit.trace, with sizes that change."""
 
 from __future__ import annotations
 
@@ -111,10 +111,12 @@ def test_a_wrong_mask_fails_when_the_recorded_call_runs() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.* is (deprecated|not supported)")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of checks on sizes
-def test_a_convolution_under_jit_trace_takes_other_sizes() -> None:
-    call = Call("MaskedConv1d, strided", "lengths")
-    call.parameters_of = STRIDED  # which a trace takes from submodules only
-    traced = torch.jit.trace(call, example("lengths", 4, 9), check_trace=False)
-    for shape in [(4, 9), (2, 12), (9, 8)]:
-        x, which = example("lengths", *shape)
-        torch.testing.assert_close(traced(x, which), call(x, which))
+@pytest.mark.parametrize(("name", "kind"), CALLS)
+def test_what_torch_jit_trace_recorded_takes_other_sizes(name: str, kind: str) -> None:
+    call = Call(name, kind)
+    # Of which a trace takes parameters.
+    call.modules_of_functions = nn.ModuleList([LINEAR, EMBEDDING, SAME, STRIDED, ADDITIVE, GENERAL])
+    traced = torch.jit.trace(call, example(kind, 4, 9), check_trace=False)
+    for shape in [(4, 9), (2, 12), (9, 8), (1, 7)]:
+        x, which = example(kind, *shape)
+        torch.testing.assert_close(traced(x, which), call(x, which), equal_nan=True)

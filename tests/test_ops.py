@@ -234,13 +234,15 @@ def test_opcheck_of_layouts(lengths: list[int]) -> None:
     strided = torch.tensor([lengths, lengths], dtype=torch.int64).t()[:, 0]
     library = torch.ops.varlen_rnn
     flags = torch.rand(7 * len(lengths)) < 0.5
+    positions = torch.empty(len(lengths), 7, 0)
     for mask, resets, at_capacity in itertools.product(
         (None, flags), (None, flags.flip(0)), (False, True)
     ):
-        arguments = (strided, None, mask, resets, len(lengths), 7, True, at_capacity)
+        arguments = (positions, strided, None, mask, resets, True, at_capacity)
         torch.library.opcheck(library.layout_from_rows.default, arguments)
         batch_sizes, rows, *_ = library.layout_from_rows(*arguments)
-        torch.library.opcheck(library.reverse_order.default, (batch_sizes, len(rows)))
+        tokens = torch.empty(len(rows), 0)
+        torch.library.opcheck(library.reverse_order.default, (batch_sizes, tokens))
 
 
 @needs_extension

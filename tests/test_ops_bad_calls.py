@@ -78,12 +78,16 @@ BAD: dict[str, Change] = {
     "initial rows below -1": with_array("initial_row", put(-2)),
     "initial rows too few": with_array("initial_row", lambda array: array[:-1]),
     "initial rows of int32": with_array("initial_row", lambda array: array.int()),
-    "final rows beyond the end": with_array("final_row", put(4)),
-    "final rows far beyond the end": with_array("final_row", put(2**62)),
-    "final rows below -1": with_array("final_row", put(-2)),
-    "final rows too many": with_array("final_row", lambda array: torch.cat([array, array[:1]])),
-    "a number of rows that is too small": with_array("num_rows", lambda _: 2),
-    "a number of rows below 0": with_array("num_rows", lambda _: -1),
+    "final segments beyond the end": with_array("final_segment", put(3)),
+    "final segments far beyond the end": with_array("final_segment", put(2**62)),
+    "final segments below -1": with_array("final_segment", put(-2)),
+    "final segments twice": with_array("final_segment", put(1)),
+    "final segments of too few rows": with_array("final_segment", lambda array: array[:2]),
+    "final segments of too many rows": with_array(
+        "final_segment", lambda a: torch.cat([a, -a[:1]])
+    ),
+    "final segments of two dimensions": with_array("final_segment", lambda a: a.unsqueeze(0)),
+    "final segments of int32": with_array("final_segment", lambda array: array.int()),
     "no weights at all": lambda case: replace(case, weights=[[] for _ in case.weights]),
     "no weight_ih": with_weights(0, lambda _: []),
     "no weight_hh": with_weights(1, lambda _: []),
@@ -208,7 +212,9 @@ def strided(argument: Any) -> Any:
 )
 def test_bad_lengths_of_a_layout_raise(lengths: Tensor, message: str) -> None:
     with pytest.raises(RuntimeError, match=f"varlen_rnn::layout_from_rows: {message}"):
-        torch.ops.varlen_rnn.layout_from_rows(lengths, None, None, None, 2, 3, True, False)
+        torch.ops.varlen_rnn.layout_from_rows(
+            torch.empty(2, 3, 0), lengths, None, None, None, True, False
+        )
 
 
 @pytest.mark.parametrize(
@@ -217,21 +223,30 @@ def test_bad_lengths_of_a_layout_raise(lengths: Tensor, message: str) -> None:
         ({"first": [0, 3]}, r"first must be in \[0, R - length\] = \[0, 2\], got 3 at index 1$"),
         ({"first": [-1, 0]}, "first must be in .*, got -1 at index 0$"),
         ({"first": [0, 2**63 - 1]}, "first must be in .* at index 1$"),
-        ({"first": [0]}, r"first must be \[B\] = \[2\], got \[1\]$"),
+        ({"first": [0]}, r"lengths must be \[B\] = \[1\], got \[2\]$"),
         ({"first": torch.zeros(2)}, "first must be Long, got Float$"),
         ({"mask": [True] * 5}, r"mask must be \[R\] = \[6\], got \[5\]$"),
         ({"mask": [1] * 6}, "mask must be Bool, got Long$"),
         ({"resets": [True] * 7}, r"resets must be \[R\] = \[6\], got \[7\]$"),
         ({"resets": torch.zeros(2, 3, dtype=torch.bool)}, r"resets must be \[R\] .* got \[2, 3\]$"),
-        ({"num_rows": -1}, "num_rows and num_steps must be at least 0, got -1 and 3$"),
-        ({"num_steps": 2**62}, r"num_rows \* num_steps must fit 64 bits, got 2 and 46"),
+        ({"positions": torch.empty(3, 0)}, r"positions must be \[B, T, 0\], got \[3, 0\]$"),
+        (
+            {"positions": torch.empty(2, 3, 0), "first": [0, 1]},
+            r"positions must be \[R, 0\], got \[2, 3, 0\]$",
+        ),
+        ({"first": torch.zeros(2, 1).long()}, r"first must be \[B\], got \[2, 1\]$"),
+        (
+            {"positions": torch.empty(2).as_strided((2, 2**62, 0), (0, 0, 0))},
+            r"B \* T must fit 64 bits, got 2 and 46",
+        ),
     ],
     ids=str,
 )
 def test_bad_arguments_of_a_layout_raise(change: dict[str, Any], message: str) -> None:
+    positions = torch.empty(3, 0) if "first" in change else torch.empty(2, 3, 0)
     arguments: dict[str, Any] = {
-        **{"lengths": [1, 1], "first": None, "mask": None, "resets": None},
-        **{"num_rows": 2, "num_steps": 3, "batch_first": True, "at_capacity": False},
+        **{"positions": positions, "lengths": [1, 1], "first": None, "mask": None},
+        **{"resets": None, "batch_first": True, "at_capacity": False},
     }
     arguments |= change
     arguments = {k: torch.tensor(v) if isinstance(v, list) else v for k, v in arguments.items()}
@@ -256,4 +271,4 @@ def test_bad_batch_sizes_of_a_reverse_order_raise(batch_sizes: Tensor, message: 
     with pytest.raises(
         RuntimeError, match=f"varlen_rnn::reverse_order: batch_sizes must {message}"
     ):
-        torch.ops.varlen_rnn.reverse_order(batch_sizes, 4)
+        torch.ops.varlen_rnn.reverse_order(batch_sizes, torch.empty(4, 0))

@@ -92,7 +92,7 @@ def put(value: int) -> Callable[[Tensor], Tensor]:
 
 FLOATS = ["h_0", "c_0", *KINDS[2:], "scale_hh_reverse", "bias_ih_reverse"]
 INTEGERS = [*KINDS[:2], "weight_ih_reverse", "weight_hh_reverse"]
-ARRAYS = ["batch_sizes", "rows", "reverse", "initial_row", "final_row"]
+ARRAYS = ["batch_sizes", "rows", "reverse", "initial_row", "final_segment"]
 BAD: list[tuple[str, Callable[[Any], Any]]] = [
     ("x", lambda x: x[:, 0]),
     ("x", deeper),
@@ -125,10 +125,9 @@ BAD: list[tuple[str, Callable[[Any], Any]]] = [
     ("reverse", put(9)),
     ("reverse", lambda _: None),
     ("initial_row", put(4)),
-    ("final_row", put(4)),
+    ("final_segment", put(3)),
+    ("final_segment", put(1)),
     ("batch_sizes", lambda sizes: sizes.flip(0)),
-    ("num_rows", lambda _: 2),
-    ("num_rows", lambda _: -1),
 ]
 
 

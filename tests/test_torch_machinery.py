@@ -148,44 +148,6 @@ def test_hooks_on_tensors_and_parameters(cell: str) -> None:
     assert calls == [rnn.weight_hh_l0]
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.* is (deprecated|not supported)")
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of checks on sizes
-@pytest.mark.parametrize("trained", [False, True])
-@both_cells
-def test_jit_trace_of_a_module(cell: str, trained: bool) -> None:
-    """What is traced takes batches of the size it was traced with, and trains."""
-    rnn = OURS[cell](3, 5, 2, batch_first=True, bidirectional=True).requires_grad_(trained)
-    small, large = torch.randn(2, 4, 3), torch.randn(5, 30, 3)
-    for example, other in ((small, torch.randn(2, 4, 3)), (large, torch.randn_like(large))):
-        traced = torch.jit.trace(rnn, (example,))
-        assert_bitwise(traced(other)[0].detach(), rnn(other)[0].detach())
-        if trained:
-            got = torch.autograd.grad(traced(other)[0].sum(), list(rnn.parameters()))
-            expected = torch.autograd.grad(rnn(other)[0].sum(), list(rnn.parameters()))
-            for a, b in zip(got, expected, strict=True):
-                assert_bitwise(a, b)
-
-
-@pytest.mark.skipif(not HAS_EXTENSION, reason="the reference looks at lengths")
-@pytest.mark.filterwarnings("ignore:.*torch.jit.* is (deprecated|not supported)")
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@both_cells
-def test_jit_trace_takes_other_lengths(cell: str) -> None:
-    class Output(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rnn = OURS[cell](3, 5, batch_first=True, bidirectional=True)
-
-        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-            return self.rnn(x, lengths=lengths)[0]
-
-    model, x = Output(), torch.randn(3, 4, 3)
-    traced = torch.jit.trace(model, (x, torch.tensor(LENGTHS)))
-    for lengths in (LENGTHS, [1, 4, 2], [0, 0, 4]):
-        given = torch.tensor(lengths)
-        assert_bitwise(traced(x, given).detach(), model(x, given).detach())
-
-
 class LeafTracer(torch.fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         ours = isinstance(module, tuple(OURS.values()))
@@ -383,7 +345,7 @@ def test_a_full_batch_on_cuda_takes_nothing_from_the_host(
         x = torch.empty(2, 4, 3, device="cuda")
         layout = _forms.read("test", x, (None,) * 4, batch_first, True).layout
         arrays = [layout.batch_sizes, layout.rows, layout.reverse]
-        arrays += [layout.initial_row, layout.final_row]
+        arrays += [layout.initial_row, layout.final_segment]
         assert {array.device for array in arrays if array is not None} == {CUDA[0]}
         for run in (rnn, torch.compile(rnn, backend="eager", fullgraph=True)):
             out = run(x)[0]

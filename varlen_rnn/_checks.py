@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from varlen_rnn._tracing import tracing
+from varlen_rnn._tracing import in_jit_trace, tracing, unseen
 
 Lengths = Tensor | Sequence[int] | np.ndarray[Any, Any]
 Mask = Tensor | Sequence[Any] | np.ndarray[Any, Any] | bool
@@ -35,11 +35,20 @@ def failure(name: str, what: str, expected: str, got: object) -> InputShapeError
     return InputShapeError(f"{name}: {what} must be {expected}, got {got}")
 
 
-def _recordable(values: Any) -> Any:
+def _recordable(name: str, what: str, values: Any) -> Any:
     """A tensor where a compiler records, which knows no arrays; else what was given."""
-    if torch.compiler.is_compiling() and not isinstance(values, Tensor):
-        return torch.as_tensor(values, device="cpu")
-    return values
+    if isinstance(values, Tensor):
+        return values
+    if in_jit_trace():  # which does not see what numbers were made of
+        got = type(values).__name__
+        raise TypeError(f"{name}: {what} must be a Tensor under torch.jit.trace, got {got}")
+    return torch.as_tensor(values, device="cpu") if torch.compiler.is_compiling() else values
+
+
+@unseen
+def has_shape(tensor: Tensor, shape: Sequence[int]) -> bool:
+    """Whether that is the tensor's shape."""
+    return tensor.shape == tuple(shape)
 
 
 def as_array(name: str, what: str, values: Any, symbols: str) -> np.ndarray[Any, Any]:
@@ -56,7 +65,7 @@ def check_lengths(name: str, lengths: Lengths, num_steps: int | None, num_rows: 
     ``num_steps`` is None where there is no T yet.
     """
     most = np.iinfo(np.int64).max if num_steps is None else num_steps
-    lengths = _recordable(lengths)
+    lengths = _recordable(name, "lengths", lengths)
     if num_steps is None:
         expected = "at least 0"
     else:  # a message must not make T a constant
@@ -65,7 +74,7 @@ def check_lengths(name: str, lengths: Lengths, num_steps: int | None, num_rows: 
         if not _is_integer(lengths.dtype):
             raise TypeError(f"{name}: lengths must be integers, got {lengths.dtype}")
         if tracing() or not lengths.is_cpu:
-            if lengths.shape != (num_rows,):
+            if not has_shape(lengths, (num_rows,)):
                 raise failure(name, "lengths", f"[B] = [{num_rows}]", list(lengths.shape))
             values = lengths.long()
             inside = (values >= 0) & (values <= most)
@@ -96,7 +105,7 @@ def check_mask(name: str, what: str, mask: Mask, shape: Sequence[int], symbols: 
 
     ``symbols`` name the expected ``shape``: ``"[B, T]"``.
     """
-    mask = _recordable(mask)
+    mask = _recordable(name, what, mask)
     if not isinstance(mask, Tensor):
         array = as_array(name, what, mask, symbols)
         if not array.size and 0 in shape:  # an empty list has no dtype or shape of its own
@@ -105,7 +114,7 @@ def check_mask(name: str, what: str, mask: Mask, shape: Sequence[int], symbols: 
             got = type(mask).__name__ if array.ndim == 0 else array.dtype
             raise TypeError(f"{name}: {what} must be bool, or integers 0 and 1, got {got}")
         mask = torch.from_numpy(array.copy())  # torch warns of arrays that are read-only
-    if mask.shape != tuple(shape):
+    if not has_shape(mask, shape):
         raise failure(name, what, f"{symbols} = {list(shape)}", list(mask.shape))
     if mask.dtype == torch.bool:
         return mask
@@ -121,7 +130,7 @@ def check_cu_seqlens(
     name: str, cu_seqlens: Lengths, num_tokens: int, what: str = "cu_seqlens"
 ) -> Tensor:
     """The rows' boundaries as ``[B + 1]`` int64, from 0 to N, on the device they came from."""
-    cu_seqlens = _recordable(cu_seqlens)
+    cu_seqlens = _recordable(name, what, cu_seqlens)
     if not isinstance(cu_seqlens, Tensor):
         array = as_array(name, what, cu_seqlens, "[B + 1]")
         if not array.size:
@@ -132,7 +141,7 @@ def check_cu_seqlens(
         cu_seqlens = torch.from_numpy(array.astype(np.int64))
     if not _is_integer(cu_seqlens.dtype):
         raise TypeError(f"{name}: {what} must be integers, got {cu_seqlens.dtype}")
-    if cu_seqlens.dim() != 1 or not cu_seqlens.numel():
+    if cu_seqlens.dim() != 1 or has_shape(cu_seqlens, (0,)):
         raise failure(name, what, "[B + 1]", list(cu_seqlens.shape))
     bounds = cu_seqlens.long().contiguous()
     first, last = bounds[:1], bounds[-1:]

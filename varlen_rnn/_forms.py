@@ -203,6 +203,7 @@ def _packed(
         return layout.from_packed(
             batch_sizes,
             sorted_indices,
+            unsorted_indices,
             x.shape[0],
             **_together(arrays, x.device),
             bidirectional=bidirectional,

@@ -19,8 +19,7 @@ from varlen_rnn import reference
 from varlen_rnn.layout import Layout
 
 _NUM_ARRAYS = 5  # of the layout, which the last arguments of every forward op begin with
-_NUM_NUMBERS = 2  # behind them: num_rows and allow_tf32
-_NUM_OTHERS = _NUM_ARRAYS + _NUM_NUMBERS  # than x, states and weights
+_NUM_OTHERS = _NUM_ARRAYS + 1  # than x, states and weights: allow_tf32 as well
 
 Tensors = Sequence[Tensor | None]
 
@@ -78,8 +77,8 @@ def differentiable(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
             gates, cells = outputs[-1], outputs[1 + cell.num_states : -1]
             ctx.set_materialize_grads(False)
             ctx.mark_non_differentiable(gates)
-            ctx.numbers = args[-_NUM_NUMBERS:]
-            ctx.save_for_backward(*args[:-_NUM_NUMBERS], outputs[0], gates, *cells)
+            ctx.allow_tf32 = args[-1]
+            ctx.save_for_backward(*args[:-1], outputs[0], gates, *cells)
             return outputs
 
         @staticmethod
@@ -136,7 +135,7 @@ def _gradients(
     states, weights = tensors[: cell.num_states], tensors[cell.num_states : first]
     arrays, results = tensors[first : first + _NUM_ARRAYS], tensors[first + _NUM_ARRAYS :]
     if _wants_more(d_outputs):
-        layout = Layout(*(*arrays, ctx.numbers[0]))
+        layout = Layout(*arrays)
         inputs, needs = (x, *states, *weights), ctx.needs_input_grad[: 1 + first]
         found = iter(_differentiable(cell, inputs, needs, layout, d_outputs))
         return (*(next(found) if need else None for need in needs), *[None] * _NUM_OTHERS)
@@ -154,7 +153,7 @@ def _gradients(
             *reverse[:2],
             *reverse[4:],
             *arrays,
-            *ctx.numbers,
+            ctx.allow_tf32,
             *results,
             needs_x,
             any(needs_weights),

@@ -21,7 +21,7 @@ def from_rows(
     batch_first: bool,
     bidirectional: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
-    """``batch_sizes``, ``rows``, ``reverse``, ``initial_row`` and ``final_row``.
+    """``batch_sizes``, ``rows``, ``reverse``, ``initial_row`` and ``final_segment``.
 
     No value is read, so that nobody waits for a device: the arrays are as large as they may have to
     be (see :class:`varlen_rnn.layout.Layout`). The arguments are those of ``layout.from_padded``
@@ -30,14 +30,14 @@ def from_rows(
     """
     device = next(a.device for a in (lengths, first, mask, resets) if a is not None)
     # Every position, row by row.
-    num_positions = num_rows * num_steps if first is None else num_steps if num_rows else 0
+    num_positions = num_rows * num_steps if first is None else num_steps * (num_rows > 0)
     position = torch.arange(num_positions, device=device)
     if first is not None:
         flat = position
         row = (torch.searchsorted(first, position, right=True) - 1).clamp(min=0)
         step = flat - first[row]
     else:
-        row, step = position // max(num_steps, 1), position % max(num_steps, 1)
+        row, step = position // num_steps, position % num_steps
         flat = position if batch_first else step * num_rows + row
     valid = step >= 0 if lengths is None else (step >= 0) & (step < lengths[row])
     if mask is not None:
@@ -54,7 +54,7 @@ def from_rows(
     begins = begins_row | is_reset
     segment = (begins.cumsum(0) - 1).clamp(min=0)
     segment_lengths = torch.zeros_like(flat).index_add(0, segment, valid.long())
-    step = (number - _put(number, segment, begins)[segment]).clamp(min=0)
+    step = (number - _put(number, segment, begins, num_positions)[segment]).clamp(min=0)
 
     # Longest segments first, and their tokens in step order.
     sorted_lengths, order = torch.sort(segment_lengths, descending=True, stable=True)
@@ -64,20 +64,19 @@ def from_rows(
     first_token = batch_sizes.cumsum(0) - batch_sizes
     place = first_token[step] + rank
     opposite = first_token[(segment_lengths[segment] - 1 - step).clamp(min=0)] + rank
-    # Without resets every row is one segment at most.
-    most = num_positions if resets is not None else min(num_positions, num_rows)
+    initial_row = _put(row, rank, begins_row & ~is_reset, num_positions, other=-1)
     return (
         batch_sizes,
-        _put(flat, place, valid),
-        _put(opposite, place, valid) if bidirectional else None,
-        _put(row, rank, begins_row & ~is_reset, other=-1)[:most],
-        _put(row, rank, ends_row, other=-1)[:most],
+        _put(flat, place, valid, num_positions),
+        _put(opposite, place, valid, num_positions) if bidirectional else None,
+        # Without resets every row is one segment at most.
+        initial_row[:num_rows] if resets is None else initial_row,
+        _put(rank, row, ends_row, num_rows, other=-1),
     )
 
 
-def _put(values: Tensor, places: Tensor, where: Tensor, other: int = 0) -> Tensor:
-    """A tensor with ``values[n]`` at ``places[n]`` for every n of ``where``, else ``other``."""
-    size = values.shape[0]
+def _put(values: Tensor, places: Tensor, where: Tensor, size: int, other: int = 0) -> Tensor:
+    """``[size]`` with ``values[n]`` at ``places[n]`` for every n of ``where``, else ``other``."""
     result = values.new_full((size + 1,), other)  # what goes nowhere goes to the end
     return result.scatter(0, torch.where(where, places, size), values)[:size]
 

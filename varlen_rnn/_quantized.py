@@ -100,7 +100,7 @@ def layer(
     if x.is_cpu and ops.compiled(x):
         op: Any = getattr(torch.ops.varlen_rnn, f"quantized_{cell}")
         arrays = (layout.batch_sizes, layout.rows, layout.reverse)
-        ends = (layout.initial_row, layout.final_row, layout.num_rows)
+        ends = (layout.initial_row, layout.final_segment)
         results: tuple[Tensor, ...] = op(x, *states, *weights, hidden_size, *arrays, *ends)
         return results
     step = reference.lstm_cell if cell == "lstm" else reference.gru_cell
@@ -137,7 +137,7 @@ def _fake(num_states: int) -> Any:
 
     def fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
         directions = 1 if args[num_states + 6] is None else 2
-        hidden_size, num_rows = args[num_states + 12], args[-1]
+        hidden_size, num_rows = args[num_states + 12], args[-1].shape[0]
         out = x.new_empty(x.shape[0], directions * hidden_size)
         finals = [x.new_empty(directions, num_rows, hidden_size) for _ in range(num_states)]
         return (out, *finals)

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from varlen_rnn import _forms, _onnx, ops
 from varlen_rnn._checks import InputShapeError, InputTypeError, failure
-from varlen_rnn._tracing import in_jit_trace
+from varlen_rnn._tracing import in_jit_trace, unseen
 from varlen_rnn.layout import Layout
 
 
@@ -99,6 +99,11 @@ class VarLenRNNBase(nn.RNNBase):
                 states = tuple([s.unsqueeze(1) for s in states])
         arrays = batch.layout
         if not ops.compiled(batch.x):
+            if in_jit_trace():
+                raise NotImplementedError(
+                    f"{name}: torch.jit.trace needs compiled kernels, whose graph takes any size, "
+                    "got the reference"
+                )
             arrays = arrays.exact()
         x, finals, cells = self._run_layers(
             batch.x, states, len(state_sizes), weights, arrays, output_states
@@ -194,6 +199,7 @@ class VarLenRNNBase(nn.RNNBase):
             )
         return data.values()
 
+    @unseen
     def _check_input(
         self, input: Tensor | PackedSequence, data: Tensor, weights: list[Tensor | None]
     ) -> None:
@@ -219,6 +225,7 @@ class VarLenRNNBase(nn.RNNBase):
     def _batch_form(self, last: str) -> str:
         return f"[B, T, {last}]" if self.batch_first else f"[T, B, {last}]"
 
+    @unseen
     def _check_states(
         self, states: tuple[Tensor, ...], sizes: tuple[int, ...], x: Tensor, rows: Sequence[int]
     ) -> None:

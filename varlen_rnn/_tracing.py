@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -19,5 +21,28 @@ def tracing() -> bool:
 
 def in_jit_trace() -> bool:
     """Whether ``torch.jit.trace`` records, which calls twice and compares, without gradients."""
-    jit: Any = torch.jit
-    return bool(jit.is_tracing())
+    return torch._C._get_tracing_state() is not None  # faster than torch.jit.is_tracing
+
+
+CheckT = TypeVar("CheckT", bound=Callable[..., Any])
+
+
+def unseen(check: CheckT) -> CheckT:
+    """Hides what a function does from ``torch.jit.trace``, where it compares sizes.
+
+    In a trace sizes are values of the graph, and a comparison would make them constants.
+    """
+
+    @functools.wraps(check)
+    def hidden(*args: Any) -> Any:
+        if not in_jit_trace():
+            return check(*args)
+        tracer: Any = torch._C
+        state = tracer._get_tracing_state()
+        tracer._set_tracing_state(None)
+        try:
+            return check(*args)
+        finally:
+            tracer._set_tracing_state(state)
+
+    return cast("CheckT", hidden)

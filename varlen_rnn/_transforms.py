@@ -55,15 +55,12 @@ def layout_of(make: Callable[..., Layout], *args: Any) -> Layout:
     arrays = _layouts(make_from, *tensors)
     if len(made) == 1:
         return made[0]
-    num_rows = sorted({layout.num_rows for layout in made})
-    if len(num_rows) > 1:
-        raise ValueError(f"every sample must have the same number of rows, got {num_rows}")
-    holds, rows, reverse, initial_row, final_row = (array[0] for array in arrays)
+    holds, rows, reverse, initial_row, final_segment = (array[0] for array in arrays)
     num_segments = initial_row.shape[0]
     num_steps = holds.shape[0] // max(num_segments, 1)
     with torch._C._DisableFuncTorch():  # whose values are read, as they are the same for all
         batch_sizes = torch.full((num_steps,), num_segments, device="cpu")
-    return Rectangular(batch_sizes, rows, reverse, initial_row, final_row, made[0].num_rows, holds)
+    return Rectangular(batch_sizes, rows, reverse, initial_row, final_segment, holds)
 
 
 class _Layouts(torch.autograd.Function):
@@ -80,6 +77,9 @@ class _Layouts(torch.autograd.Function):
             raise ValueError("at least one sample is needed to know what a batch is like, got 0")
         if len(made) == 1:
             return ()
+        num_rows = sorted({layout.num_rows for layout in made})
+        if len(num_rows) > 1:
+            raise ValueError(f"every sample must have the same number of rows, got {num_rows}")
         num_steps = max(1, *(layout.batch_sizes.shape[0] for layout in made))
         num_segments = max(layout.initial_row.shape[0] for layout in made)
         rectangles = [_rectangle(layout, num_steps, num_segments) for layout in made]
@@ -111,8 +111,8 @@ _layouts: Callable[..., tuple[Tensor, ...]] = _Layouts.apply
 def _rectangle(layout: Layout, num_steps: int, num_segments: int) -> tuple[Tensor, ...]:
     """Arrays of ``num_steps`` steps with ``num_segments`` segments each, in order of steps.
 
-    Returns which places hold a token, its row, its place in the reverse direction, and the
-    segments' initial and final rows. Segments that are not there have none, -1.
+    Returns which places hold a token, its row, its place in the reverse direction, the segments'
+    initial rows, where segments that are not there have none, -1, and the rows' final segments.
     """
     device = layout.initial_row.device
     sizes = torch.zeros(num_steps, dtype=torch.int64, device=device)
@@ -125,7 +125,5 @@ def _rectangle(layout: Layout, num_steps: int, num_segments: int) -> tuple[Tenso
     opposite = torch.where(holds, (last_step - steps) * num_segments + segments, 0)
     rows = token if layout.rows is None else F.pad(layout.rows, (0, 1))[token]
     absent = num_segments - layout.initial_row.shape[0]
-    initial_row, final_row = (
-        F.pad(row, (0, absent), value=-1) for row in (layout.initial_row, layout.final_row)
-    )
-    return holds.flatten(), rows.flatten(), opposite.flatten(), initial_row, final_row
+    initial_row = F.pad(layout.initial_row, (0, absent), value=-1)
+    return holds.flatten(), rows.flatten(), opposite.flatten(), initial_row, layout.final_segment

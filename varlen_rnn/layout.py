@@ -28,10 +28,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from varlen_rnn import _extension, _index_arrays
-from varlen_rnn._tracing import tracing
+from varlen_rnn._tracing import in_jit_trace, tracing
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Layout:
       at least then, so that it ends in a zero.
     - On another device: so do all others. That is so where lengths, a mask or resets lie there, and
       nobody waits for their values: arrays are as large as they may have to be, ``batch_sizes``
-      ends in zeros, and of the others only the first N or G elements count. It is so, too, for
+      ends in zeros, and of those of N or G elements only the first ones count. It is so, too, for
       batches without padding on CUDA, whose sizes are exact: nothing is copied from the host.
 
     Attributes:
@@ -58,16 +59,20 @@ class Layout:
             there is no reverse direction. It starts at each segment's own last token and is its own
             inverse.
         initial_row: ``[G]``, the row of ``h_0`` that each segment starts from, or -1 for zeros.
-        final_row: ``[G]``, the row of ``h_n`` that each segment ends in, or -1 for none.
-        num_rows: ``B``.
+        final_segment: ``[B]``, the segment that each row of ``h_n`` comes from, or -1 for a row
+            without tokens.
     """
 
     batch_sizes: Tensor
     rows: Tensor | None
     reverse: Tensor | None
     initial_row: Tensor
-    final_row: Tensor
-    num_rows: int
+    final_segment: Tensor
+
+    @property
+    def num_rows(self) -> int:
+        """``B``."""
+        return self.final_segment.shape[0]
 
     def exact(self) -> Layout:
         """Returns the layout with arrays of just the sizes given here; the CPU waits for them."""
@@ -80,8 +85,7 @@ class Layout:
             None if self.rows is None else self.rows[:num_tokens],
             None if self.reverse is None else self.reverse[:num_tokens],
             self.initial_row[:num_segments],
-            self.final_row[:num_segments],
-            self.num_rows,
+            self.final_segment,
         )
 
     def to(self, device: torch.device) -> Layout:
@@ -99,8 +103,7 @@ class Layout:
             None if self.rows is None else move(self.rows),
             None if reverse is None else move(reverse),
             move(self.initial_row),
-            move(self.final_row),
-            self.num_rows,
+            move(self.final_segment),
         )
 
 
@@ -143,16 +146,22 @@ def _small_full(*args: Any) -> Layout:
 def _full(
     num_steps: int, num_rows: int, batch_first: bool, bidirectional: bool, device: torch.device
 ) -> Layout:
-    batch_sizes = torch.full((num_steps if num_rows else 0,), num_rows, device=device)
-    segments = torch.arange(num_rows if num_steps else 0, device=device)
     rows = reverse = None
-    if batch_first and num_rows > 1:
+    if batch_first and (in_jit_trace() or num_rows > 1):
         flat_row = torch.arange(num_rows * num_steps, device=device)
         rows = flat_row.view(num_rows, num_steps).t().reshape(-1)
     if bidirectional:
         token = torch.arange(num_rows * num_steps, device=device)
         reverse = token.view(num_steps, num_rows).flip(0).reshape(-1)
-    return Layout(batch_sizes, rows, reverse, segments, segments, num_rows)
+    if in_jit_trace():  # later batches may have no step or no row
+        batch_sizes = F.pad(torch.full((num_steps,), num_rows, device=device), (0, 1))
+        segments = torch.arange(num_rows, device=device)
+        last = torch.where(torch.as_tensor(num_steps > 0, device=device), segments, -1)
+        return Layout(batch_sizes, rows, reverse, segments, last)
+    batch_sizes = torch.full((num_steps if num_rows else 0,), num_rows, device=device)
+    segments = torch.arange(num_rows if num_steps else 0, device=device)
+    last = segments if num_steps else torch.full((num_rows,), -1, device=device)
+    return Layout(batch_sizes, rows, reverse, segments, last)
 
 
 def from_padded(
@@ -212,6 +221,7 @@ def from_flat(
 def from_packed(
     batch_sizes: Tensor,
     sorted_indices: Tensor | None,
+    unsorted_indices: Tensor | None,
     num_tokens: int,
     *,
     resets: Tensor | None = None,
@@ -223,18 +233,20 @@ def from_packed(
         batch_sizes: ``[S]``, as in the ``PackedSequence``.
         sorted_indices: ``[B]``, the row that each segment comes from, or None if rows were sorted
             already.
+        unsorted_indices: ``[B]``, the segment of each row, or likewise None.
         num_tokens: ``N``.
         resets: ``[N]``, bool, as the data: as in :func:`from_padded`.
         bidirectional: whether ``reverse`` is wanted.
     """
     if sorted_indices is None:
-        num_rows = int(batch_sizes[0])
-        segments = _index_arrays.arange(num_rows)
+        num_rows: Any = batch_sizes[0] if in_jit_trace() else int(batch_sizes[0])
+        initial_row = _index_arrays.arange(num_rows)
     else:
-        num_rows, segments = sorted_indices.shape[0], sorted_indices.long()
+        num_rows, initial_row = sorted_indices.shape[0], sorted_indices.long()
+    segments = initial_row if unsorted_indices is None else unsorted_indices.long()
     if resets is None:
         reverse = _reverse_order(batch_sizes, num_tokens) if bidirectional else None
-        return Layout(batch_sizes, None, reverse, segments, segments, num_rows)
+        return Layout(batch_sizes, None, reverse, initial_row, segments)
     # Of the sorted rows one behind the other, and from there to where their tokens are.
     step, row = _index_arrays.step_and_segment(batch_sizes, num_tokens)
     lengths = torch.zeros(num_rows, dtype=torch.int64).index_add(0, row, torch.ones_like(row))
@@ -242,24 +254,19 @@ def from_packed(
     places = torch.empty_like(step).index_copy(
         0, first[row] + step, _index_arrays.arange(num_tokens)
     )
-    first, lengths, segments, places = (
-        array.to(resets.device) for array in (first, lengths, segments, places)
+    first, lengths, initial_row, segments, places = (
+        array.to(resets.device) for array in (first, lengths, initial_row, segments, places)
     )
     batch = from_flat(
         first, lengths, num_tokens, resets=resets[places], bidirectional=bidirectional
     )
     assert batch.rows is not None
-
-    def of_batch(row: Tensor) -> Tensor:
-        return torch.where(row < 0, row, segments[row])
-
     return Layout(
         batch.batch_sizes,
         places[batch.rows],
         batch.reverse,
-        of_batch(batch.initial_row),
-        of_batch(batch.final_row),
-        num_rows,
+        torch.where(batch.initial_row < 0, batch.initial_row, initial_row[batch.initial_row]),
+        batch.final_segment[segments],
     )
 
 
@@ -279,15 +286,20 @@ def _from_rows(
     a flat tensor of ``T`` rows, or without ``first`` where a padded batch has them. ``mask`` and
     ``resets`` are ``[R]``.
     """
-    args = (lengths, first, mask, resets, num_rows, num_steps, batch_first)
-    on_cpu = all(array is None or array.is_cpu for array in (lengths, first, mask, resets))
+    which = (lengths, first, mask, resets)
+    on_cpu = all(array is None or array.is_cpu for array in which)
     if on_cpu and _compiled():
-        arrays = torch.ops.varlen_rnn.layout_from_rows(*args, at_capacity=tracing())
-        batch_sizes, rows, initial_row, final_row = arrays
+        positions = _without_elements(*((num_rows, num_steps) if first is None else (num_steps,)))
+        arrays = torch.ops.varlen_rnn.layout_from_rows(
+            positions, *which, batch_first, at_capacity=tracing()
+        )
+        batch_sizes, rows, initial_row, final_segment = arrays
         reverse = _reverse_order(batch_sizes, rows.shape[0]) if bidirectional else None
-        return Layout(batch_sizes, rows, reverse, initial_row, final_row, num_rows)
-    layout = Layout(*_index_arrays.from_rows(*args, bidirectional), num_rows)
-    return layout.exact() if on_cpu else layout
+        return Layout(batch_sizes, rows, reverse, initial_row, final_segment)
+    layout = Layout(
+        *_index_arrays.from_rows(*which, num_rows, num_steps, batch_first, bidirectional)
+    )
+    return layout.exact() if on_cpu and not in_jit_trace() else layout
 
 
 def _compiled() -> bool:
@@ -297,6 +309,12 @@ def _compiled() -> bool:
 
 def _reverse_order(batch_sizes: Tensor, num_tokens: int) -> Tensor:
     """The layout's ``reverse``."""
-    make = torch.ops.varlen_rnn.reverse_order if _compiled() else _index_arrays.reverse_order
-    order: Tensor = make(batch_sizes, num_tokens)
+    if not _compiled():
+        return _index_arrays.reverse_order(batch_sizes, num_tokens)
+    order: Tensor = torch.ops.varlen_rnn.reverse_order(batch_sizes, _without_elements(num_tokens))
     return order
+
+
+def _without_elements(*sizes: int) -> Tensor:
+    """``[*sizes, 0]``, which tells an op the sizes; a number would be a constant in a trace."""
+    return torch.empty(*sizes, 0, device="cpu")

@@ -111,8 +111,7 @@ def _arguments(layout: Layout, x: Tensor) -> tuple[Tensor | int | None, ...]:
         layout.rows,
         layout.reverse,
         layout.initial_row,
-        layout.final_row,
-        layout.num_rows,
+        layout.final_segment,
         x.is_cuda and _tf32_is_allowed(),
     )
 
@@ -123,7 +122,7 @@ def _fake_forward(cell: Cell, training: bool) -> Callable[..., Any]:
     def fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
         weights = args[cell.num_states : cell.num_states + 2 * cell.num_kinds]
         weight_ih, weight_hh = weights[:2]
-        num_rows, rows = args[-2], args[-6]
+        rows, num_rows = args[-5], args[-2].shape[0]
         directions = 1 if weights[cell.num_kinds] is None else 2
         output_size, hidden_size = weight_hh.shape[1], weight_ih.shape[0] // cell.num_gates
         num_tokens = x.shape[0] if rows is None else rows.shape[0]
@@ -146,7 +145,7 @@ def _fake_backward(cell: Cell) -> Callable[..., Any]:
         x, *args_behind_x = args[first:]
         weights = args_behind_x[cell.num_states :]
         weight_ih, weight_hh, *weight_hr = weights[: cell.num_kinds - 2]
-        num_rows = args[-5 - cell.num_states]
+        num_rows = args[-5 - cell.num_states].shape[0]
         needs_x, needs_weights = args[-2:]
         directions = 1 if weights[cell.num_kinds - 2] is None else 2
         (rows, input_size), output_size = weight_ih.shape, weight_hh.shape[1]
@@ -170,31 +169,32 @@ def _fake_backward(cell: Cell) -> Callable[..., Any]:
 
 
 def _fake_layout_from_rows(
+    positions: Tensor,
     _lengths: Tensor | None,
     first: Tensor | None,
     _mask: Tensor | None,
     resets: Tensor | None,
-    num_rows: int,
-    num_steps: int,
     _batch_first: bool,
     at_capacity: bool,
 ) -> tuple[Tensor, ...]:
+    num_steps = positions.shape[-2]
+    num_rows = positions.shape[0] if first is None else first.shape[0]
     sizes: list[Any]
     if at_capacity:
         num_tokens = num_rows * num_steps if first is None else num_steps
         # Without resets every row is one segment at most. (torch.sym_min has no types.)
         fewest: Any = torch.sym_min
         num_segments = fewest(num_rows, num_tokens) if resets is None else num_tokens
-        sizes = [num_steps + 1, num_tokens, num_segments, num_segments]
+        sizes = [num_steps + 1, num_tokens, num_segments]
     else:
         context = torch.library.get_ctx()
         sizes = [context.new_dynamic_size() for _ in range(3)]
-        sizes.append(sizes[-1])
+    sizes.append(num_rows)
     return tuple(torch.empty(size, dtype=torch.int64, device="cpu") for size in sizes)
 
 
-def _fake_reverse_order(batch_sizes: Tensor, num_tokens: int) -> Tensor:
-    return batch_sizes.new_empty(num_tokens)
+def _fake_reverse_order(batch_sizes: Tensor, tokens: Tensor) -> Tensor:
+    return batch_sizes.new_empty(tokens.shape[0])
 
 
 def _register() -> None:

@@ -304,12 +304,12 @@ def _direction(
         outs.append(out)
         cells += state[1:]
     ended.append(state)
-    # States that are kept nowhere go to one more row, which is cut off.
-    rows = layout.final_row.where(layout.final_row >= 0, layout.num_rows)
+    # Of every segment, longest first, and of none at the end, where -1 points.
+    last = layout.final_segment
     final = tuple(
-        torch.cat((s, s.new_zeros(1, s.shape[1])))
-        .index_copy(0, rows, torch.cat(parts[::-1]))[:-1]
-        .to(dtype)
+        torch.where(
+            (last < 0).unsqueeze(1), s, F.pad(torch.cat(parts[::-1]), (0, 0, 0, 1))[last]
+        ).to(dtype)
         for s, parts in zip(state_0, zip(*ended, strict=True), strict=True)
     )
     return torch.cat(outs), final, cells

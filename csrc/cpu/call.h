@@ -25,6 +25,7 @@ struct CheckedLayout {
   std::optional<HostSteps> steps;
   std::vector<char>
       is_token;  // of each flat row, whether it is no padding; empty if all are tokens
+  std::vector<int64_t> final_row;  // [G]
   Layout layout{};
 
   // Of each number below `bound` whether it is among `values`, where none may be twice.
@@ -58,19 +59,35 @@ struct CheckedLayout {
     return values;
   }
 
+  // The row that each segment is the last one of, from the segment that each row ends with.
+  void find_final_rows(const char* op, const Tensor& final_segment) {
+    const int64_t* segments =
+        array(op, "final_segment", final_segment, "[B]", layout.num_rows, -1, layout.num_segments);
+    final_row.assign(static_cast<size_t>(layout.num_segments), -1);
+    for (int64_t b = 0; b < layout.num_rows; ++b) {
+      if (segments[b] < 0) continue;
+      int64_t& row = final_row[static_cast<size_t>(segments[b])];
+      STD_TORCH_CHECK(row < 0, op, ": final_segment must not repeat, got ", segments[b],
+                      " again at index ", b);
+      row = b;
+    }
+    layout.final_row = final_row.data();
+  }
+
   CheckedLayout(const char* op, Place on, int64_t num_flat_rows, int64_t num_directions,
                 const Tensor& batch_sizes, const OptionalTensor& rows,
-                const OptionalTensor& reverse, const Tensor& initial_row, const Tensor& final_row,
-                int64_t num_rows)
+                const OptionalTensor& reverse, const Tensor& initial_row,
+                const Tensor& final_segment)
       : place(on) {
-    STD_TORCH_CHECK(num_rows >= 0, op, ": num_rows must be at least 0, got ", num_rows);
+    STD_TORCH_CHECK(final_segment.dim() == 1, op, ": final_segment must be [B], got ",
+                    to_string(final_segment.sizes()));
     STD_TORCH_CHECK(!rows.has_value() || rows->dim() == 1, op, ": rows must be [N], got ",
                     to_string(rows->sizes()));
     STD_TORCH_CHECK(batch_sizes.dim() == 1, op, ": batch_sizes must be [S], got ",
                     to_string(batch_sizes.sizes()));
     check_dtype(op, "batch_sizes", batch_sizes, ScalarType::Long);
     check_place(op, "batch_sizes", batch_sizes, place);
-    layout.num_rows = num_rows;
+    layout.num_rows = final_segment.numel();
     layout.num_flat_rows = num_flat_rows;
     layout.num_places = rows.has_value() ? rows->numel() : num_flat_rows;
     steps.emplace(op, dense(batch_sizes), layout.num_places);
@@ -94,8 +111,8 @@ struct CheckedLayout {
       distinct(op, "reverse", layout.reverse, layout.num_tokens);
     }
     layout.initial_row =
-        array(op, "initial_row", initial_row, "[G]", layout.num_segments, -1, num_rows);
-    layout.final_row = array(op, "final_row", final_row, "[G]", layout.num_segments, -1, num_rows);
+        array(op, "initial_row", initial_row, "[G]", layout.num_segments, -1, layout.num_rows);
+    find_final_rows(op, final_segment);
   }
 };
 

@@ -101,21 +101,22 @@ struct Segments {
   }
 };
 
-// batch_sizes [S], rows [N], initial_row [G], final_row [G]; at capacity as large as any batch of these
-// shapes may need, so that nobody has to know the values to know the sizes, and batch_sizes with at
-// least one 0 at the end.
-std::tuple<Tensor, Tensor, Tensor, Tensor> layout_from_rows(const OptionalTensor& lengths,
-                                                            const OptionalTensor& first,
-                                                            const OptionalTensor& mask,
-                                                            const OptionalTensor& resets,
-                                                            int64_t num_rows, int64_t num_steps,
-                                                            bool batch_first, bool at_capacity) {
+// batch_sizes [S], rows [N], initial_row [G], final_segment [B]; at capacity as large as any batch of
+// these shapes may need, so that nobody has to know the values to know the sizes, and batch_sizes with
+// at least one 0 at the end.
+std::tuple<Tensor, Tensor, Tensor, Tensor> layout_from_rows(
+    const Tensor& all_positions, const OptionalTensor& lengths, const OptionalTensor& first,
+    const OptionalTensor& mask, const OptionalTensor& resets, bool batch_first, bool at_capacity) {
   const char* op = "varlen_rnn::layout_from_rows";
-  STD_TORCH_CHECK(num_rows >= 0 && num_steps >= 0, op,
-                  ": num_rows and num_steps must be at least 0, got ", num_rows, " and ",
-                  num_steps);
+  const bool is_flat = first.has_value();
+  STD_TORCH_CHECK(all_positions.dim() == (is_flat ? 2 : 3), op, ": positions must be ",
+                  is_flat ? "[R, 0]" : "[B, T, 0]", ", got ", to_string(all_positions.sizes()));
+  STD_TORCH_CHECK(!is_flat || first->dim() == 1, op, ": first must be [B], got ",
+                  to_string(first->sizes()));
+  const int64_t num_rows = is_flat ? first->size(0) : all_positions.size(0);
+  const int64_t num_steps = all_positions.size(is_flat ? 0 : 1);
   STD_TORCH_CHECK(num_steps == 0 || num_rows <= std::numeric_limits<int64_t>::max() / num_steps, op,
-                  ": num_rows * num_steps must fit 64 bits, got ", num_rows, " and ", num_steps);
+                  ": B * T must fit 64 bits, got ", num_rows, " and ", num_steps);
   TensorList keep;
   const auto values = [&](const char* name, const OptionalTensor& tensor, ScalarType dtype,
                           const char* symbols, int64_t size) -> const void* {
@@ -130,7 +131,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layout_from_rows(const OptionalTensor
       num_steps,
       static_cast<const int64_t*>(values("lengths", lengths, ScalarType::Long, "[B]", num_rows)),
       static_cast<const int64_t*>(values("first", first, ScalarType::Long, "[B]", num_rows)),
-      first.has_value(),
+      is_flat,
       batch_first};
   positions.check(op);
   const int64_t R = positions.num_flat_rows();
@@ -153,16 +154,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layout_from_rows(const OptionalTensor
   // Without resets every row is one segment at most.
   const int64_t most_segments = !at_capacity ? 0 : resets.has_value() ? R : std::min(num_rows, R);
   const Tensor initial_row = new_indices(num_segments, most_segments, -1);
-  const Tensor final_row = new_indices(num_segments, most_segments, -1);
+  const Tensor final_segment = new_indices(0, num_rows, -1);
   int64_t* initial = initial_row.mutable_data_ptr<int64_t>();
-  int64_t* finals = final_row.mutable_data_ptr<int64_t>();
+  int64_t* finals = final_segment.mutable_data_ptr<int64_t>();
   std::vector<int64_t> place(longer, longer + longest), begin(segments.list.size());
   place.push_back(0);
   for (const Segment& segment : segments.list) {
     const int64_t j = place[segment.length]++;
     begin[j] = segment.begin;
     initial[j] = segment.initial_row;
-    finals[j] = segment.final_row;
+    if (segment.final_row >= 0) finals[segment.final_row] = j;
   }
 
   const Tensor rows = new_indices(segments.num_tokens, at_capacity ? R : 0, 0);
@@ -170,13 +171,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layout_from_rows(const OptionalTensor
   for (int64_t s = 0; s < longest; ++s) {
     for (int64_t j = 0; j < longer[s]; ++j) *row++ = segments.flat_row(begin[j], s);
   }
-  return {batch_sizes, rows, initial_row, final_row};
+  return {batch_sizes, rows, initial_row, final_segment};
 }
 
 // For every token (step, segment) the token (length - 1 - step, segment): [N], where N may be a
 // capacity.
-Tensor reverse_order(const Tensor& batch_sizes, int64_t num_tokens) {
+Tensor reverse_order(const Tensor& batch_sizes, const Tensor& tokens_there) {
   const char* op = "varlen_rnn::reverse_order";
+  STD_TORCH_CHECK(tokens_there.dim() == 2, op, ": tokens must be [N, 0], got ",
+                  to_string(tokens_there.sizes()));
+  const int64_t num_tokens = tokens_there.size(0);
   check_dtype(op, "batch_sizes", batch_sizes, ScalarType::Long);
   STD_TORCH_CHECK(batch_sizes.dim() == 1, op, ": batch_sizes must be [S], got ",
                   to_string(batch_sizes.sizes()));

@@ -25,7 +25,7 @@ ForwardResult run_forward(const char* op, int64_t num_gates, bool training, cons
                           const OptionalTensor& h_0, const OptionalTensor& c_0,
                           const WeightTensors& weights, const Tensor& batch_sizes,
                           const OptionalTensor& rows, const OptionalTensor& reverse,
-                          const Tensor& initial_row, const Tensor& final_row, int64_t num_rows,
+                          const Tensor& initial_row, const Tensor& final_segment,
                           bool /*allow_tf32*/) {
   const bool is_lstm = num_gates == 4;
   const ScalarType dtype = x.scalar_type();
@@ -37,19 +37,15 @@ ForwardResult run_forward(const char* op, int64_t num_gates, bool training, cons
   const int64_t D = call.num_directions, H = call.hidden_size, P = call.output_size;
   for (int64_t d = 0; d < D; ++d) p.weights[d] = input.pointers(d);
   const CheckedLayout checked(op, place, x.size(0), D, batch_sizes, rows, reverse, initial_row,
-                              final_row, num_rows);
+                              final_segment);
   call.layout = checked.layout;
-  const OptionalTensor h =
-      checked_optional(op, "h_0", h_0, dtype, place, "[D, B, P]", {D, num_rows, P});
-  const OptionalTensor c =
-      checked_optional(op, "c_0", c_0, dtype, place, "[D, B, H]", {D, num_rows, H});
+  const int64_t B = call.layout.num_rows;
+  const OptionalTensor h = checked_optional(op, "h_0", h_0, dtype, place, "[D, B, P]", {D, B, P});
+  const OptionalTensor c = checked_optional(op, "c_0", c_0, dtype, place, "[D, B, H]", {D, B, H});
 
-  ForwardResult result{torch::stable::new_empty(x, {x.size(0), D * P}),
-                       states_like(x, h, {D, num_rows, P}),
-                       {},
-                       {},
-                       {}};
-  if (is_lstm) result.c_n = states_like(x, c, {D, num_rows, H});
+  ForwardResult result{
+      torch::stable::new_empty(x, {x.size(0), D * P}), states_like(x, h, {D, B, P}), {}, {}, {}};
+  if (is_lstm) result.c_n = states_like(x, c, {D, B, H});
   if (training) {
     const ScalarType compute = compute_dtype(dtype);
     const int64_t places = call.layout.num_places;
@@ -85,7 +81,7 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
                             const OptionalTensor& h_0, const OptionalTensor& c_0,
                             const WeightTensors& weights, const Tensor& batch_sizes,
                             const OptionalTensor& rows, const OptionalTensor& reverse,
-                            const Tensor& initial_row, const Tensor& final_row, int64_t num_rows,
+                            const Tensor& initial_row, const Tensor& final_segment,
                             bool /*allow_tf32*/, const Tensor& out, const Tensor& gates,
                             const OptionalTensor& cells, bool needs_x, bool needs_weights) {
   const bool is_lstm = num_gates == 4;
@@ -100,22 +96,21 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
   const int64_t H = call.hidden_size, P = call.output_size, R = x.size(0);
   const bool projected = weights[0][kWeightHr].has_value();
   for (int64_t d = 0; d < D; ++d) p.weights[d] = input.pointers(d);
-  const CheckedLayout checked(op, place, R, D, batch_sizes, rows, reverse, initial_row, final_row,
-                              num_rows);
+  const CheckedLayout checked(op, place, R, D, batch_sizes, rows, reverse, initial_row,
+                              final_segment);
   call.layout = checked.layout;
-  const int64_t N = call.layout.num_tokens, places = call.layout.num_places;
+  const int64_t B = call.layout.num_rows, N = call.layout.num_tokens;
+  const int64_t places = call.layout.num_places;
   const OptionalTensor d_output =
       checked_optional(op, "d_out", d_out, dtype, place, "[R, D * P]", {R, D * P});
   const OptionalTensor d_h =
-      checked_optional(op, "d_h_n", d_h_n, dtype, place, "[D, B, P]", {D, num_rows, P});
+      checked_optional(op, "d_h_n", d_h_n, dtype, place, "[D, B, P]", {D, B, P});
   const OptionalTensor d_c =
-      checked_optional(op, "d_c_n", d_c_n, dtype, place, "[D, B, H]", {D, num_rows, H});
+      checked_optional(op, "d_c_n", d_c_n, dtype, place, "[D, B, H]", {D, B, H});
   const OptionalTensor d_states =
       checked_optional(op, "d_cells", d_cells, compute, place, "[D, N, H]", {D, places, H});
-  const OptionalTensor h =
-      checked_optional(op, "h_0", h_0, dtype, place, "[D, B, P]", {D, num_rows, P});
-  const OptionalTensor c =
-      checked_optional(op, "c_0", c_0, dtype, place, "[D, B, H]", {D, num_rows, H});
+  const OptionalTensor h = checked_optional(op, "h_0", h_0, dtype, place, "[D, B, P]", {D, B, P});
+  const OptionalTensor c = checked_optional(op, "c_0", c_0, dtype, place, "[D, B, H]", {D, B, H});
   const OptionalTensor output =
       checked_optional(op, "out", out, dtype, place, "[R, D * P]", {R, D * P});
   const OptionalTensor saved_gates =
@@ -123,13 +118,11 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
   const OptionalTensor saved_cells =
       checked_optional(op, "cells", cells, compute, place, "[D, N, H]", {D, places, H});
 
-  BackwardResult result{torch::stable::new_empty(x, {needs_x ? R : 0, I}),
-                        states_like(x, d_h, {D, num_rows, P}),
-                        {},
-                        {}};
+  BackwardResult result{
+      torch::stable::new_empty(x, {needs_x ? R : 0, I}), states_like(x, d_h, {D, B, P}), {}, {}};
   zero_rows_with_segments(call.layout, result.d_h_0);
   if (is_lstm) {
-    result.d_c_0 = states_like(x, d_c, {D, num_rows, H});
+    result.d_c_0 = states_like(x, d_c, {D, B, H});
     zero_rows_with_segments(call.layout, *result.d_c_0);
   }
   const int64_t rows_of_weights = num_gates * H;

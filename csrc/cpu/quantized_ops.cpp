@@ -77,7 +77,7 @@ QuantizedResult run(const char* op, int64_t num_gates, const Tensor& x, const Op
                     const OptionalTensor& c_0, const QuantizedTensors& weights, int64_t hidden_size,
                     const Tensor& batch_sizes, const OptionalTensor& rows,
                     const OptionalTensor& reverse, const Tensor& initial_row,
-                    const Tensor& final_row, int64_t num_rows) {
+                    const Tensor& final_segment) {
   const bool is_lstm = num_gates == 4;
   const Place place(x);
   QuantizedForward p{};
@@ -86,17 +86,17 @@ QuantizedResult run(const char* op, int64_t num_gates, const Tensor& x, const Op
   const int64_t D = call.num_directions, H = call.hidden_size;
   for (int64_t d = 0; d < D; ++d) p.weights[d] = input.pointers(d);
   const CheckedLayout checked(op, place, x.size(0), D, batch_sizes, rows, reverse, initial_row,
-                              final_row, num_rows);
+                              final_segment);
   call.layout = checked.layout;
+  const int64_t B = call.layout.num_rows;
   const auto state = [&](const char* name, const OptionalTensor& given) {
-    return checked_optional(op, name, given, ScalarType::Float, place, "[D, B, H]",
-                            {D, num_rows, H});
+    return checked_optional(op, name, given, ScalarType::Float, place, "[D, B, H]", {D, B, H});
   };
   const OptionalTensor h = state("h_0", h_0), c = state("c_0", c_0);
 
   QuantizedResult result{
-      torch::stable::new_empty(x, {x.size(0), D * H}), states_like(x, h, {D, num_rows, H}), {}};
-  if (is_lstm) result.c_n = states_like(x, c, {D, num_rows, H});
+      torch::stable::new_empty(x, {x.size(0), D * H}), states_like(x, h, {D, B, H}), {}};
+  if (is_lstm) result.c_n = states_like(x, c, {D, B, H});
   zero_padding(checked, result.out);
   if (call.layout.num_tokens == 0) return result;
 
@@ -122,13 +122,12 @@ std::tuple<Tensor, Tensor, Tensor> quantized_lstm(
     const OptionalTensor& scale_hh_reverse, const OptionalTensor& bias_ih_reverse,
     const OptionalTensor& bias_hh_reverse, int64_t hidden_size, const Tensor& batch_sizes,
     const OptionalTensor& rows, const OptionalTensor& reverse, const Tensor& initial_row,
-    const Tensor& final_row, int64_t num_rows) {
-  QuantizedResult r =
-      run("varlen_rnn::quantized_lstm", 4, x, h_0, c_0,
-          {{{weight_ih, weight_hh, scale_ih, scale_hh, bias_ih, bias_hh},
-            {weight_ih_reverse, weight_hh_reverse, scale_ih_reverse, scale_hh_reverse,
-             bias_ih_reverse, bias_hh_reverse}}},
-          hidden_size, batch_sizes, rows, reverse, initial_row, final_row, num_rows);
+    const Tensor& final_segment) {
+  QuantizedResult r = run("varlen_rnn::quantized_lstm", 4, x, h_0, c_0,
+                          {{{weight_ih, weight_hh, scale_ih, scale_hh, bias_ih, bias_hh},
+                            {weight_ih_reverse, weight_hh_reverse, scale_ih_reverse,
+                             scale_hh_reverse, bias_ih_reverse, bias_hh_reverse}}},
+                          hidden_size, batch_sizes, rows, reverse, initial_row, final_segment);
   return {r.out, r.h_n, *r.c_n};
 }
 
@@ -139,14 +138,12 @@ std::tuple<Tensor, Tensor> quantized_gru(
     const OptionalTensor& scale_ih_reverse, const OptionalTensor& scale_hh_reverse,
     const OptionalTensor& bias_ih_reverse, const OptionalTensor& bias_hh_reverse,
     int64_t hidden_size, const Tensor& batch_sizes, const OptionalTensor& rows,
-    const OptionalTensor& reverse, const Tensor& initial_row, const Tensor& final_row,
-    int64_t num_rows) {
-  QuantizedResult r =
-      run("varlen_rnn::quantized_gru", 3, x, h_0, {},
-          {{{weight_ih, weight_hh, scale_ih, scale_hh, bias_ih, bias_hh},
-            {weight_ih_reverse, weight_hh_reverse, scale_ih_reverse, scale_hh_reverse,
-             bias_ih_reverse, bias_hh_reverse}}},
-          hidden_size, batch_sizes, rows, reverse, initial_row, final_row, num_rows);
+    const OptionalTensor& reverse, const Tensor& initial_row, const Tensor& final_segment) {
+  QuantizedResult r = run("varlen_rnn::quantized_gru", 3, x, h_0, {},
+                          {{{weight_ih, weight_hh, scale_ih, scale_hh, bias_ih, bias_hh},
+                            {weight_ih_reverse, weight_hh_reverse, scale_ih_reverse,
+                             scale_hh_reverse, bias_ih_reverse, bias_hh_reverse}}},
+                          hidden_size, batch_sizes, rows, reverse, initial_row, final_segment);
   return {r.out, r.h_n};
 }
 

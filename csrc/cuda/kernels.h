@@ -60,6 +60,10 @@ void gather_hidden(Dtype dtype, const DeviceLayout& layout, int direction, int64
 // to [count] = bias_ih + bias_hh, the latter of the first `both` elements only.
 void add_biases(Dtype dtype, const void* bias_ih, const void* bias_hh, int64_t count, int64_t both,
                 void* to, void* stream);
+// From the segment that each row ends with, or -1, [B], to the row that each segment is the last one
+// of: [G], all -1 before.
+void find_final_rows(const int64_t* final_segment, int64_t num_rows, int64_t num_segments,
+                     int64_t* final_row, void* stream);
 // Zeros in the rows of [D, B, columns] that a segment ends in.
 void zero_final_rows(Dtype dtype, const DeviceLayout& layout, int64_t num_directions,
                      int64_t columns, void* states, void* stream);

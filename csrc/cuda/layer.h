@@ -19,7 +19,7 @@ struct LayoutTensors {
 
   LayoutTensors(const char* op, const Tensor& x, int64_t num_directions, const Tensor& batch_sizes,
                 const OptionalTensor& rows, const OptionalTensor& reverse,
-                const Tensor& initial_row, const Tensor& final_row, int64_t num_rows, void* stream);
+                const Tensor& initial_row, const Tensor& final_segment, void* stream);
 
   bool is_empty() const { return layout.num_tokens == 0; }
 };

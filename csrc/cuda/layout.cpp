@@ -29,17 +29,18 @@ const int64_t* indices(const OptionalTensor& tensor) {
 LayoutTensors::LayoutTensors(const char* op, const Tensor& x, int64_t num_directions,
                              const Tensor& sizes, const OptionalTensor& given_rows,
                              const OptionalTensor& given_reverse, const Tensor& given_initial,
-                             const Tensor& given_final, int64_t num_rows, void* stream)
+                             const Tensor& final_segment, void* stream)
     : batch_sizes(sizes),
       first_token(sizes),
       initial_row(given_initial),
-      final_row(given_final),
+      final_row(given_initial),
       exact(false) {
   const Place place(x);
   const bool on_host = is_on_host(sizes);
-  layout.num_rows = num_rows;
   layout.num_flat_rows = x.size(0);
-  STD_TORCH_CHECK(num_rows >= 0, op, ": num_rows must be at least 0, got ", num_rows);
+  STD_TORCH_CHECK(final_segment.dim() == 1, op, ": final_segment must be [B], got ",
+                  to_string(final_segment.sizes()));
+  layout.num_rows = final_segment.numel();
   STD_TORCH_CHECK(!given_rows || given_rows->dim() == 1, op, ": rows must be [N], got ",
                   to_string(given_rows->sizes()));
   layout.num_tokens = given_rows ? given_rows->numel() : x.size(0);
@@ -74,13 +75,12 @@ LayoutTensors::LayoutTensors(const char* op, const Tensor& x, int64_t num_direct
     batch_sizes = slice(batch_sizes, 0, 0, layout.num_steps);
     if (steps.at_capacity) {
       check_longer(op, "initial_row", initial_row, "[G]", layout.num_segments);
-      check_longer(op, "final_row", final_row, "[G]", layout.num_segments);
       initial_row = slice(initial_row, 0, 0, layout.num_segments);
-      final_row = slice(final_row, 0, 0, layout.num_segments);
     }
   }
   initial_row = checked_indices(op, "initial_row", initial_row, place, "[G]", layout.num_segments);
-  final_row = checked_indices(op, "final_row", final_row, place, "[G]", layout.num_segments);
+  const Tensor last_segments =
+      checked_indices(op, "final_segment", final_segment, place, "[B]", layout.num_rows);
   if (layout.num_steps == 0 || layout.num_segments == 0) layout.num_tokens = 0;
   if (is_empty()) return;
 
@@ -98,7 +98,12 @@ LayoutTensors::LayoutTensors(const char* op, const Tensor& x, int64_t num_direct
   layout.rows = indices(rows);
   layout.reverse = indices(reverse);
   layout.initial_row = indices(initial_row);
-  layout.final_row = indices(final_row);
+  final_row = torch::stable::new_empty(initial_row, {layout.num_segments});
+  torch::stable::fill_(final_row, -1);
+  int64_t* rows_of_segments = static_cast<int64_t*>(device_pointer(final_row));
+  layout.final_row = rows_of_segments;
+  find_final_rows(indices(last_segments), layout.num_rows, layout.num_segments, rows_of_segments,
+                  stream);
 }
 
 }  // namespace varlen_rnn::cuda

@@ -109,8 +109,7 @@ ForwardResult run_forward(const char* op, int64_t num_gates, bool training, cons
                           const OptionalTensor& h_0, const OptionalTensor& c_0,
                           const WeightTensors& weights, const Tensor& batch_sizes,
                           const OptionalTensor& rows, const OptionalTensor& reverse,
-                          const Tensor& initial_row, const Tensor& final_row, int64_t num_rows,
-                          bool allow_tf32) {
+                          const Tensor& initial_row, const Tensor& final_segment, bool allow_tf32) {
   STD_TORCH_CHECK(is_on_device(x), op, ": x must be on a CUDA device, got ", Place(x).name());
   const bool is_lstm = num_gates == 4;
   const ScalarType dtype = x.scalar_type();
@@ -124,17 +123,18 @@ ForwardResult run_forward(const char* op, int64_t num_gates, bool training, cons
       allow_tf32,
       call,
       input,
-      {op, x, D, batch_sizes, rows, reverse, initial_row, final_row, num_rows, device.stream()}};
+      {op, x, D, batch_sizes, rows, reverse, initial_row, final_segment, device.stream()}};
   const DeviceLayout& l = layer.layout.layout;
+  const int64_t B = l.num_rows;
 
   ForwardTensors t{x, {}, {}, x, x, {}, {}, {}};
-  t.h_0 = checked_optional(op, "h_0", h_0, dtype, place, "[D, B, P]", {D, num_rows, P});
-  t.c_0 = checked_optional(op, "c_0", c_0, dtype, place, "[D, B, H]", {D, num_rows, H});
+  t.h_0 = checked_optional(op, "h_0", h_0, dtype, place, "[D, B, P]", {D, B, P});
+  t.c_0 = checked_optional(op, "c_0", c_0, dtype, place, "[D, B, H]", {D, B, H});
   const bool has_padding = !layer.layout.exact || l.num_tokens < l.num_flat_rows;
   t.out = has_padding ? torch::stable::new_zeros(x, {x.size(0), D * P})
                       : torch::stable::new_empty(x, {x.size(0), D * P});
-  t.h_n = states_like(x, t.h_0, {D, num_rows, P});
-  if (is_lstm) t.c_n = states_like(x, t.c_0, {D, num_rows, H});
+  t.h_n = states_like(x, t.h_0, {D, B, P});
+  if (is_lstm) t.c_n = states_like(x, t.c_0, {D, B, H});
   const int64_t capacity = rows ? rows->numel() : x.size(0);
   if (training) {
     const ScalarType compute = compute_dtype(dtype);
@@ -213,9 +213,9 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
                             const OptionalTensor& h_0, const OptionalTensor& c_0,
                             const WeightTensors& weights, const Tensor& batch_sizes,
                             const OptionalTensor& rows, const OptionalTensor& reverse,
-                            const Tensor& initial_row, const Tensor& final_row, int64_t num_rows,
-                            bool allow_tf32, const Tensor& out, const Tensor& gates,
-                            const OptionalTensor& cells, bool needs_x, bool needs_weights) {
+                            const Tensor& initial_row, const Tensor& final_segment, bool allow_tf32,
+                            const Tensor& out, const Tensor& gates, const OptionalTensor& cells,
+                            bool needs_x, bool needs_weights) {
   STD_TORCH_CHECK(is_on_device(x), op, ": x must be on a CUDA device, got ", Place(x).name());
   const bool is_lstm = num_gates == 4;
   const ScalarType dtype = x.scalar_type();
@@ -231,24 +231,25 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
       allow_tf32,
       call,
       input,
-      {op, x, D, batch_sizes, rows, reverse, initial_row, final_row, num_rows, device.stream()}};
+      {op, x, D, batch_sizes, rows, reverse, initial_row, final_segment, device.stream()}};
   const DeviceLayout& l = layer.layout.layout;
+  const int64_t B = l.num_rows;
   void* const stream = device.stream();
 
   BackwardTensors t{{}, {}, {}, {}, {}, {}, x, x, {}, x, x, {}, {}};
   t.d_out = checked_optional(op, "d_out", d_out, dtype, place, "[R, D * P]", {R, D * P});
-  t.d_h_n = checked_optional(op, "d_h_n", d_h_n, dtype, place, "[D, B, P]", {D, num_rows, P});
-  t.d_c_n = checked_optional(op, "d_c_n", d_c_n, dtype, place, "[D, B, H]", {D, num_rows, H});
+  t.d_h_n = checked_optional(op, "d_h_n", d_h_n, dtype, place, "[D, B, P]", {D, B, P});
+  t.d_c_n = checked_optional(op, "d_c_n", d_c_n, dtype, place, "[D, B, H]", {D, B, H});
   t.d_cells = checked_optional(op, "d_cells", d_cells, compute, place, "[D, N, H]", {D, N, H});
-  t.h_0 = checked_optional(op, "h_0", h_0, dtype, place, "[D, B, P]", {D, num_rows, P});
-  t.c_0 = checked_optional(op, "c_0", c_0, dtype, place, "[D, B, H]", {D, num_rows, H});
+  t.h_0 = checked_optional(op, "h_0", h_0, dtype, place, "[D, B, P]", {D, B, P});
+  t.c_0 = checked_optional(op, "c_0", c_0, dtype, place, "[D, B, H]", {D, B, H});
   t.out = *checked_optional(op, "out", out, dtype, place, "[R, D * P]", {R, D * P});
   t.gates = *checked_optional(op, "gates", gates, compute, place, "[D, N, 4H]", {D, N, 4 * H});
   t.cells = checked_optional(op, "cells", cells, compute, place, "[D, N, H]", {D, N, H});
 
   const bool is_empty = layer.layout.is_empty();
-  t.d_h_0 = states_like(x, t.d_h_n, {D, num_rows, P});
-  if (is_lstm) t.d_c_0 = states_like(x, t.d_c_n, {D, num_rows, H});
+  t.d_h_0 = states_like(x, t.d_h_n, {D, B, P});
+  if (is_lstm) t.d_c_0 = states_like(x, t.d_c_n, {D, B, H});
   // Rows with a segment have another gradient than the final state's, which the others keep.
   if (!is_empty) {
     zero_final_rows(call.dtype, l, D, P, device_pointer(t.d_h_0), stream);

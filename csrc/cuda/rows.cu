@@ -102,6 +102,20 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) biases_kernel(Biases p) {
   put<T>(p.to, index, sum);
 }
 
+struct FinalRows {
+  const int64_t* final_segment;
+  int64_t num_rows, num_segments;
+  int64_t* final_row;
+};
+
+VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) final_rows_kernel(FinalRows p) {
+  const int64_t row = thread_index();
+  if (row >= p.num_rows) return;
+  const int64_t segment = checked(simt::load(p.final_segment + row), -1, p.num_segments,
+                                  "varlen_rnn: final_segment must be in [-1, G)");
+  if (segment >= 0) store(p.final_row + segment, row);
+}
+
 struct States {
   DeviceLayout layout;
   int64_t num_directions, columns;
@@ -171,6 +185,12 @@ void add_biases(Dtype dtype, const void* bias_ih, const void* bias_hh, int64_t c
     launch_values(count, &biases_kernel<decltype(zero)>, Biases{bias_ih, bias_hh, count, both, to},
                   stream);
   });
+}
+
+void find_final_rows(const int64_t* final_segment, int64_t num_rows, int64_t num_segments,
+                     int64_t* final_row, void* stream) {
+  launch_values(num_rows, &final_rows_kernel,
+                FinalRows{final_segment, num_rows, num_segments, final_row}, stream);
 }
 
 void zero_final_rows(Dtype dtype, const DeviceLayout& layout, int64_t num_directions,

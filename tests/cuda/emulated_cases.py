@@ -106,10 +106,10 @@ def capacity_layout(batch: Ragged, directions: int) -> Layout:
     resets = None if resets is None else resets.reshape(-1)
     sizes = batch.valid.shape
     arrays = _index_arrays.from_rows(None, None, mask, resets, *sizes, True, directions == 2)
-    result = Layout(*arrays, sizes[0])
+    result = Layout(*arrays)
     exact = vars(result.exact())
     for name, array in vars(result).items():
-        if name not in ("batch_sizes", "num_rows") and array is not None:
+        if name not in ("batch_sizes", "final_segment") and array is not None:
             array[len(exact[name]) :] = 2**62
     return result
 

@@ -366,4 +366,13 @@ MUTANTS = [
         ("rows.cu",),
         (CAPACITY.format("ragged", "lstm"),),
     ),
+    Mutant(
+        "a row's final segment is another's",
+        "rows.cu",
+        "if (segment >= 0) store(p.final_row + segment, row);",
+        "if (segment >= 0) store(p.final_row + segment, row ^ 1);",
+        "final states come out in the caller's order",
+        ("rows.cu",),
+        OF_GENERIC,
+    ),
 ]

@@ -69,12 +69,12 @@ def raises_on_device(case: Case, persistent: bool, name: str, arrays: Sequence[T
                 op(case, kind)(*arguments)
 
 
-# Of the batch "ragged", with B = 6 and R = 36.
+# Of the batch "ragged", with B = 6 and R = G = 36.
 OUT_OF_RANGE = {
     "rows": (-1, 36, 2**31, 2**62),
     "reverse": (-1, 36, 2**31, 2**62),
     "initial_row": (-2, 6, 2**31, 2**62),
-    "final_row": (-2, 6, 2**31, 2**62),
+    "final_segment": (-2, 36, 2**31, 2**62),
 }
 
 

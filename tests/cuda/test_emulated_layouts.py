@@ -147,7 +147,7 @@ def flat_layout(case: Case) -> Layout:
     arrays = _index_arrays.from_rows(
         lengths, first, None, None, len(lengths), num_tokens, True, bidirectional
     )
-    return Layout(*arrays, len(lengths))
+    return Layout(*arrays)
 
 
 def flat_tensors(case: Case) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from varlen_rnn._checks import Lengths, Mask, check_mask, failure
-from varlen_rnn._tracing import tracing
+from varlen_rnn._tracing import in_jit_trace, tracing
 from varlen_rnn.masking._valid import (
     check_any_lengths,
     right_padded,
@@ -49,6 +49,10 @@ def lengths_to_mask(
         torch.Size([5, 3])
     """
     name = "lengths_to_mask"
+    if in_jit_trace():  # whose sizes are tensors, and of which no value may be read
+        checked = check_any_lengths(name, lengths, max_length)
+        largest: Any = F.pad(checked, (0, 1)).max() if max_length is None else max_length
+        return right_padded(checked, largest, batch_first)
     if max_length is not None and not isinstance(max_length, (int, torch.SymInt)):
         got = type(max_length).__name__
         raise TypeError(f"{name}: max_length must be an integer, got {got}")
@@ -56,7 +60,7 @@ def lengths_to_mask(
         raise failure(name, "max_length", "at least 0", max_length)
     checked = check_any_lengths(name, lengths, max_length)
     if max_length is None:
-        largest: Any = checked.max().item() if checked.shape[0] else 0
+        largest = checked.max().item() if checked.shape[0] else 0
         torch._check(largest >= 0)  # type: ignore[no-untyped-call]  # which export does not know
         max_length = largest
     return right_padded(checked, max_length, batch_first)
