@@ -28,7 +28,7 @@ from helpers import (
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from varlen_rnn import VarLenLSTM, layout, quantize_dynamic
+from varlen_rnn import VarLenLSTM, layout, ops, quantize_dynamic
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.* is (deprecated|not supported)"),
@@ -314,6 +314,14 @@ def test_numbers_that_a_trace_does_not_see_are_refused(keywords: dict[str, Any],
     message = f"VarLenLSTM: {what} must be a Tensor under torch.jit.trace, got"
     with pytest.raises(TypeError, match=message):
         torch.jit.trace(Constant(), (x,))
+
+
+def test_the_reference_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its graph would have as many steps as the example."""
+    monkeypatch.setattr(ops, "compiled", lambda x: False)
+    rnn = VarLenLSTM(3, 5)
+    with pytest.raises(NotImplementedError, match=r"VarLenLSTM: torch.jit.trace needs compiled"):
+        torch.jit.trace(rnn, (torch.randn(6, 4, 3),))
 
 
 def test_a_nested_tensor_is_refused() -> None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from varlen_rnn import _extension, _gradients, reference
+from varlen_rnn import _extension, _flops, _gradients, reference
 from varlen_rnn._gradients import GRU, LSTM, Cell, by_kind
 from varlen_rnn._tracing import in_jit_trace
 from varlen_rnn.layout import Layout
@@ -198,7 +198,7 @@ def _fake_reverse_order(batch_sizes: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _register() -> None:
-    """Gives the compiled ops their fake kernels and gradients."""
+    """Gives the compiled ops their fake kernels, gradients and FLOPs."""
     library = torch.library
     for cell in (LSTM, GRU):
         name = f"varlen_rnn::{cell.name}"
@@ -209,6 +209,7 @@ def _register() -> None:
         library.impl(f"{name}_backward", "Autograd", _gradients.not_differentiable(cell))
     library.register_fake("varlen_rnn::layout_from_rows", _fake_layout_from_rows)
     library.register_fake("varlen_rnn::reverse_order", _fake_reverse_order)
+    _flops.register()
 
 
 if _extension.UNAVAILABLE is None:
