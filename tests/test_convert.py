@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
+import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from helpers import CELLS, OURS, TORCH, assert_bitwise
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
-from varlen_rnn import VarLenGRU, VarLenLSTM, convert
+from varlen_rnn import VarLenGRU, VarLenLSTM, convert, revert
 
 
 class Tagger(nn.Module):
@@ -35,8 +39,40 @@ class Tagger(nn.Module):
         return self.plain(x)[0]
 
 
-class OwnLSTM(nn.LSTM):
-    """A subclass, which may mean something else by ``forward``."""
+class Plain(nn.LSTM):
+    """A subclass that overrides nothing."""
+
+    note: str
+
+
+class WithInit(Plain):
+    def __init__(self, size: int) -> None:
+        super().__init__(size, size)
+        self.size = size
+
+
+class WithForward(nn.LSTM):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flip(0))[0]
+
+
+class WithMethod(nn.GRU):
+    def last(self, x: Tensor) -> Tensor:
+        return self(x)[1]
+
+
+class WithAttribute(nn.GRU):
+    kind = "gru"
+
+
+class Mixin:
+    def reset_parameters(self) -> None:
+        for parameter in self.parameters():
+            nn.init.ones_(parameter)
+
+
+class Mixed(Mixin, nn.LSTM):
+    pass
 
 
 def test_every_exact_lstm_and_gru_is_replaced_and_nothing_else() -> None:
@@ -123,11 +159,97 @@ def test_a_converted_module_is_like_one_that_was_made_so(cell: str) -> None:
     assert module(x.double())[0].dtype == torch.float64
 
 
-def test_subclasses_are_left_alone() -> None:
-    model = convert(nn.ModuleList([OwnLSTM(3, 5)]))
-    assert type(model[0]) is OwnLSTM
-    out, _ = model[0](torch.randn(4, 2, 3))
-    assert out.shape == (4, 2, 5)
+def test_subclasses_that_override_nothing_are_replaced() -> None:
+    model = nn.ModuleList([Plain(3, 5), WithInit(4)])
+    x = torch.randn(6, 2, 4)
+    expected = model[1](x)[0]
+    convert(model)
+    assert [type(module) for module in model] == [VarLenLSTM, VarLenLSTM]
+    assert model[1].size == 4
+    torch.testing.assert_close(model[1](x)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: WithForward(3, 5), "its class WithForward has its own forward"),
+        (lambda: WithMethod(3, 5), "its class WithMethod has its own last"),
+        (lambda: WithAttribute(3, 5), "its class WithAttribute has its own kind"),
+        (lambda: Mixed(3, 5), "its class Mixed has its own reset_parameters"),
+    ],
+)
+def test_other_subclasses_stay_and_are_named(make: Callable[[], nn.Module], reason: str) -> None:
+    model = nn.ModuleDict({"encoder": nn.ModuleList([nn.GRU(3, 5), make()])})
+    before = type(model["encoder"][1])
+    message = f"convert: left as they are: 'encoder.1' ({reason})"
+    with pytest.warns(UserWarning, match=f"^{re.escape(message)}$") as said:
+        convert(model)
+    assert said[0].filename == __file__
+    assert [type(module) for module in model["encoder"]] == [VarLenGRU, before]
+    model["encoder"][1](torch.randn(4, 2, 3))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is (deprecated|not supported)")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("kind", ["script", "trace"])
+def test_scripted_and_traced_modules_stay_and_are_named(kind: str) -> None:
+    rnn, x = nn.Sequential(nn.GRU(3, 5)), torch.randn(4, 2, 3)
+    scripted = torch.jit.script(rnn) if kind == "script" else torch.jit.trace(rnn, (x,))
+    model = nn.ModuleList([nn.LSTM(3, 5), scripted])
+    with pytest.warns(UserWarning, match=r"'1.0' \(it is scripted or traced\)"):
+        convert(model)
+    assert_bitwise(model[1](x)[0].detach(), rnn(x)[0].detach())
+
+
+@pytest.mark.parametrize("wrap", [lambda f: lambda *args: f(*args), functools.partial])
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_module_whose_forward_was_replaced_goes_on_working(cell: str, wrap: Any) -> None:
+    rnn, x = TORCH[cell](3, 5), torch.randn(4, 2, 3)
+    expected = rnn(x)[0]
+    rnn.forward = wrap(rnn.forward)
+    message = (
+        "convert: nothing was converted; left as they are: "
+        "the model itself (its forward was replaced on the object)"
+    )
+    with pytest.warns(UserWarning, match=f"^{re.escape(message)}$"):
+        convert(rnn)
+    assert type(rnn) is TORCH[cell]
+    assert_bitwise(rnn(x)[0].detach(), expected.detach())
+
+
+def test_all_that_stays_is_in_one_warning() -> None:
+    model = nn.ModuleList([WithForward(3, 5), nn.LSTM(3, 5), Mixed(3, 5)])
+    with pytest.warns(UserWarning, match=r"'0' \(.*\), '2' \(") as said:
+        convert(model)
+    assert len(said) == 1
+
+
+def test_a_model_without_recurrent_layers_is_said_to_be_so() -> None:
+    message = "^convert: nothing was converted; the model has no LSTM or GRU$"
+    with pytest.warns(UserWarning, match=message):
+        convert(nn.Sequential(nn.Linear(3, 5)))
+
+
+@pytest.mark.parametrize("parametrization", ["weight_norm", "orthogonal", "spectral_norm"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_parametrized_layers_are_replaced_and_act(cell: str, parametrization: str) -> None:
+    rnn = TORCH[cell](6, 6, bidirectional=True)
+    getattr(parametrizations, parametrization)(rnn, "weight_hh_l0")
+    rnn.eval()
+    before = dict(rnn.named_parameters())
+    plain = OURS[cell](6, 6, bidirectional=True)
+    plain.load_state_dict({n: getattr(rnn, n).detach() for n in plain.state_dict()})
+    convert(nn.Sequential(rnn))
+    assert isinstance(rnn, OURS[cell])
+    assert type(rnn).__name__ == f"Parametrized{OURS[cell].__name__}"
+    assert {n: id(p) for n, p in rnn.named_parameters()} == {n: id(p) for n, p in before.items()}
+    x = torch.randn(4, 2, 6)
+    for module in (rnn, copy.deepcopy(rnn)):
+        torch.testing.assert_close(module(x, lengths=[4, 2])[0], plain(x, lengths=[4, 2])[0])
+    rnn(x)[0].sum().backward()
+    assert all(p.grad is not None for p in rnn.parameters())
+    parametrize.remove_parametrizations(rnn, "weight_hh_l0")
+    assert type(rnn) is OURS[cell]
 
 
 def test_converting_twice_is_converting_once() -> None:
@@ -135,3 +257,9 @@ def test_converting_twice_is_converting_once() -> None:
     tokens = torch.randint(0, 10, (4, 7))
     expected = model(tokens)
     assert_bitwise(convert(model)(tokens).detach(), expected.detach())
+
+
+def test_what_is_no_module_is_refused() -> None:
+    for function in (convert, revert):
+        with pytest.raises(TypeError, match=f"{function.__name__}: model must be an nn.Module"):
+            function([nn.LSTM(3, 5)])

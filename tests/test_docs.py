@@ -48,7 +48,9 @@ def public_names(module: Any) -> dict[str, Any]:
             continue
         names[f"{module.__name__}.{name}"] = value
         for method, function in vars(value).items() if inspect.isclass(value) else ():
-            if not method.startswith("_") and callable(getattr(value, method)):
+            if method.startswith("_") or not callable(getattr(value, method)):
+                continue
+            if not function.__module__.startswith("torch."):  # not one of torch's own
                 names[f"{module.__name__}.{name}.{method}"] = function
     return names
 

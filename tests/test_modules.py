@@ -122,14 +122,11 @@ def refusal(make: type[nn.Module], arguments: dict[str, Any]) -> tuple[type, str
         {"dropout": "0.1"},
         {"proj_size": 5},
         {"proj_size": -1},
+        {"proj_size": 10},
     ],
     ids=str,
 )
 def test_the_constructor_refuses_what_torch_refuses(cell: str, options: dict[str, Any]) -> None:
-    if cell == "gru" and "proj_size" in options:
-        with pytest.raises(TypeError, match="proj_size"):
-            OURS[cell](3, 5, **options)
-        return
     arguments = {"input_size": 3, "hidden_size": 5} | options
     theirs = refusal(TORCH[cell], arguments)
     # Before 2.13 torch took these, and so do we.
@@ -144,6 +141,53 @@ def test_the_constructor_warns_of_dropout_without_effect_as_torch_does(cell: str
         rnn = OURS[cell](3, 5, dropout=0.5)
     x = torch.randn(4, 2, 3)
     assert_bitwise(rnn(x)[0], rnn(x)[0])
+
+
+def outcome(call: Any, *arguments: Any) -> Any:
+    """What it returns, or the error that it raises, to be compared."""
+    try:
+        return call(*arguments)
+    except Exception as error:  # noqa: BLE001
+        return type(error), str(error)
+
+
+@both_cells
+@pytest.mark.parametrize("name", ["get_expected_hidden_size", "get_expected_cell_size"])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_expected_sizes_of_states_are_those_of_torch(
+    cell: str, name: str, batch_first: bool, packed: bool
+) -> None:
+    theirs, ours = pair(cell, 3, 5, 2, bidirectional=True, batch_first=batch_first)
+    if not hasattr(theirs, name):
+        assert not hasattr(ours, name)
+        return
+    batch_sizes = torch.tensor([4, 2, 1]) if packed else None
+    x = torch.randn(7, 3) if packed else torch.randn(6, 4, 3)
+    assert getattr(ours, name)(x, batch_sizes) == getattr(theirs, name)(x, batch_sizes)
+
+
+@both_cells
+@pytest.mark.parametrize("sizes", [(2, 4, 5), (2, 3, 5), (1, 4, 5), (2, 4, 4), (4, 5)], ids=str)
+def test_checks_of_arguments_are_those_of_torch(cell: str, sizes: tuple[int, ...]) -> None:
+    theirs, ours = pair(cell, 3, 5, 2)
+    right, other = torch.randn(2, 4, 5), torch.randn(sizes)
+    pairs = [(right, other), (other, right)] if cell == "lstm" else [other]
+    for x in (torch.randn(6, 4, 3), torch.randn(6, 4, 2), torch.randn(4, 3)):
+        for hx in pairs:
+            expected = outcome(theirs.check_forward_args, x, hx, None)
+            assert outcome(ours.check_forward_args, x, hx, None) == expected
+
+
+@both_cells
+def test_states_are_permuted_as_torch_does(cell: str) -> None:
+    theirs, ours = pair(cell, 3, 5)
+    h, order = torch.randn(1, 4, 5), torch.tensor([2, 0, 3, 1])
+    hx = (h, h + 1) if cell == "lstm" else h
+    for permutation in (order, None):
+        got, expected = (rnn.permute_hidden(hx, permutation) for rnn in (ours, theirs))
+        for a, b in zip(states_of(got), states_of(expected), strict=True):
+            assert_bitwise(a, b)
 
 
 LENGTHS = [3, 0, 5]

@@ -148,27 +148,6 @@ def test_hooks_on_tensors_and_parameters(cell: str) -> None:
     assert calls == [rnn.weight_hh_l0]
 
 
-class LeafTracer(torch.fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        ours = isinstance(module, tuple(OURS.values()))
-        return ours or super().is_leaf_module(module, name)
-
-
-@both_cells
-def test_fx_takes_a_module_as_a_leaf(cell: str) -> None:
-    model = Tagger(cell)
-    traced = torch.fx.GraphModule(model, LeafTracer().trace(model))
-    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == [
-        "before",
-        "rnn",
-        "after",
-    ]
-    x = torch.randn(3, 4, 3)
-    assert_bitwise(traced(x).detach(), model(x).detach())
-    with pytest.raises(TypeError, match="input must be a Tensor or a PackedSequence, got Proxy"):
-        torch.fx.symbolic_trace(model)
-
-
 class RunInWorkers(torch.utils.data.Dataset):
     """Features that a frozen module computes where the samples are loaded."""
 

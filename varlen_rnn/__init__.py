@@ -4,9 +4,10 @@ from importlib.metadata import version
 
 from varlen_rnn import data, masking, reference
 from varlen_rnn._extension import build_info
-from varlen_rnn.convert import convert
+from varlen_rnn.convert import convert, revert
 from varlen_rnn.modules import VarLenGRU, VarLenLSTM
 from varlen_rnn.quantization import QuantizedVarLenGRU, QuantizedVarLenLSTM, quantize_dynamic
+from varlen_rnn.replacing import replacing_torch
 
 __version__ = version("varlen_rnn")
 __all__ = [
@@ -20,4 +21,6 @@ __all__ = [
     "masking",
     "quantize_dynamic",
     "reference",
+    "replacing_torch",
+    "revert",
 ]

@@ -38,11 +38,22 @@ class VarLenRNNBase(nn.RNNBase):
 
     def __setstate__(self, d: Any) -> None:
         super().__setstate__(d)  # type: ignore[no-untyped-call]
+        self.__dict__.pop("_flat_weights", None)  # of an object that nn.LSTM has saved
         # Torch's references to its flat buffer, which would keep weights from being swapped.
         self._flat_weight_refs = []
 
     def flatten_parameters(self) -> None:
         """Does nothing; kept because code written for ``torch.nn.LSTM`` calls it."""
+
+    def _recorded(self, input: Any, hx: Any, **keywords: Any) -> Any:
+        """The call of a leaf in a ``torch.fx`` graph, as torch's own modules are for its tracers.
+
+        These take a module for a leaf by where its class lies, which must be ``torch.nn``.
+        """
+        tracer = input.tracer
+        given = {n: v for n, v in keywords.items() if v is not None and v is not False}
+        args = (input,) if hx is None else (input, hx)
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), args, given)
 
     def _forward(
         self,

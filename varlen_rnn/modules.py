@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Literal, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from varlen_rnn import ops
@@ -72,6 +73,11 @@ class VarLenLSTM(VarLenRNNBase):
             device,
             dtype,
         )
+
+    # nn.LSTM's own, for a pair of states, which callers use.
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
 
     @overload
     def forward(
@@ -184,6 +190,15 @@ class VarLenLSTM(VarLenRNNBase):
             >>> torch.allclose(h[0, 2:], alone, atol=1e-6)
             True
         """
+        if isinstance(input, Proxy):
+            return self._recorded(
+                *(input, hx),
+                lengths=lengths,
+                mask=mask,
+                resets=resets,
+                cu_seqlens=cu_seqlens,
+                output_states=output_states,
+            )
         if hx is not None and not (isinstance(hx, (tuple, list)) and len(hx) == 2):
             got = f"{len(hx)} of them" if isinstance(hx, (tuple, list)) else type(hx).__name__
             raise TypeError(f"VarLenLSTM: hx must be a tuple (h_0, c_0), got {got}")
@@ -232,8 +247,11 @@ class VarLenGRU(VarLenRNNBase):
         bidirectional: bool = False,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
+        **unknown: Any,
     ) -> None:
         """Makes the parameters; see :class:`VarLenLSTM` for the arguments."""
+        if "proj_size" in unknown:  # nn.GRU's own error
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         super().__init__(
             "GRU",
             input_size,
@@ -245,6 +263,7 @@ class VarLenGRU(VarLenRNNBase):
             bidirectional,
             device=device,
             dtype=dtype,
+            **unknown,
         )
 
     @overload
@@ -284,6 +303,10 @@ class VarLenGRU(VarLenRNNBase):
         ``h_0 [L * D, B, H]`` for ``hx`` and ``h_n`` for the final state. There is no
         ``output_states``: the output holds every state of the last layer already.
         """
+        if isinstance(input, Proxy):
+            return self._recorded(
+                *(input, hx), lengths=lengths, mask=mask, resets=resets, cu_seqlens=cu_seqlens
+            )
         states = None if hx is None else (hx,)
         which = (lengths, mask, resets, cu_seqlens)
         output, (h_n,) = self._forward(input, states, (self.hidden_size,), which)

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from varlen_rnn import _forms, _onnx, _quantized
 from varlen_rnn._rnn_base import VarLenRNNBase
-from varlen_rnn.convert import convert
+from varlen_rnn.convert import change_class, replaceable
 from varlen_rnn.layout import Layout
 from varlen_rnn.modules import VarLenGRU, VarLenLSTM
 
@@ -149,9 +149,11 @@ class QuantizedVarLenGRU(_QuantizedBase, VarLenGRU):
     """
 
 
-_QUANTIZED: dict[type[nn.Module], type[_QuantizedBase]] = {
+_QUANTIZED: dict[type[nn.RNNBase], type[nn.RNNBase]] = {
     VarLenLSTM: QuantizedVarLenLSTM,
     VarLenGRU: QuantizedVarLenGRU,
+    nn.LSTM: QuantizedVarLenLSTM,
+    nn.GRU: QuantizedVarLenGRU,
 }
 
 
@@ -160,9 +162,9 @@ def quantize_dynamic(model: ModuleT, inplace: bool = False) -> ModuleT:
 
     What ``torch.ao.quantization.quantize_dynamic(model, {nn.LSTM, nn.GRU})`` does, with this
     library's layers: every ``VarLenLSTM`` and ``VarLenGRU``, and every ``nn.LSTM`` and ``nn.GRU``
-    (by :func:`convert`), becomes a :class:`QuantizedVarLenLSTM` or :class:`QuantizedVarLenGRU`,
-    with its hooks and its training flag. Other modules stay as they are, and so do subclasses of
-    these four. Parametrised weights are quantised as they are now.
+    becomes a :class:`QuantizedVarLenLSTM` or :class:`QuantizedVarLenGRU`, with its hooks and its
+    training flag. Other modules stay as they are, and so does what :func:`convert` would leave,
+    which is said as there. Parametrised weights are quantised as they are now.
 
     Args:
         model: any module, also one of those itself. Its recurrent layers are float32.
@@ -177,6 +179,10 @@ def quantize_dynamic(model: ModuleT, inplace: bool = False) -> ModuleT:
         ValueError: weights that are not finite or not there as parameters, or a size not in
             [1, 133144].
 
+    Warns:
+        UserWarning: layers stay as they are (with their names in the model, and why), or there is
+            none.
+
     Example:
         >>> import torch
         >>> from varlen_rnn import quantize_dynamic
@@ -186,30 +192,17 @@ def quantize_dynamic(model: ModuleT, inplace: bool = False) -> ModuleT:
           (encoder): QuantizedVarLenLSTM(8, 16)
         )
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"quantize_dynamic: model must be an nn.Module, got {type(model).__name__}")
-    for name, layer in _layers(model):
-        _check("quantize_dynamic", f"{name}." if name else "", layer)
+    layers = replaceable("quantize_dynamic", "quantised", model, _QUANTIZED)
+    for name, rnn in layers:
+        _check("quantize_dynamic", f"{name}." if name else "", rnn)
     if not inplace:
         model = copy.deepcopy(model)
-    for _, layer in _layers(model):
+    for name, _ in layers:
+        layer: Any = model.get_submodule(name)
         _make_plain(layer)
-        convert(layer)
-        layer.__class__ = _QUANTIZED[type(layer)]
-        assert isinstance(layer, _QuantizedBase)
+        change_class(layer, _QUANTIZED)
         layer._quantize()
     return model
-
-
-def _layers(model: nn.Module) -> list[tuple[str, nn.RNNBase]]:
-    """What is to be quantised, by its name in the model."""
-    kinds = (*_QUANTIZED, nn.LSTM, nn.GRU)
-    return [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.RNNBase)
-        and parametrize.type_before_parametrizations(module) in kinds
-    ]
 
 
 def _make_plain(layer: nn.RNNBase) -> None:
