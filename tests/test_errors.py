@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from typing import Any
 
@@ -12,6 +13,7 @@ from helpers import CELLS, OURS, TORCH, as_hx
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+import varlen_rnn
 from varlen_rnn import convert, ops
 
 FEATURES, H, B, T = 3, 5, 4, 100
@@ -238,6 +240,24 @@ def test_errors_are_also_of_the_type_that_torch_raises(cell: str, args: tuple[An
         TORCH[cell](FEATURES, H, batch_first=True)(*args)
     with pytest.raises(type(theirs.value), match=r"^VarLen"):
         make(cell)(*args)
+
+
+@pytest.mark.parametrize(
+    ("error", "bases"),
+    [
+        (varlen_rnn.InputShapeError, (ValueError, RuntimeError)),
+        (varlen_rnn.InputTypeError, (TypeError, ValueError)),
+        (varlen_rnn.InputIndexError, (IndexError, ValueError)),
+    ],
+)
+def test_error_classes_are_public(error: type[Exception], bases: tuple[type, ...]) -> None:
+    """By the name that a traceback shows, and in another process, too."""
+    assert error.__bases__ == bases
+    assert f"{error.__module__}.{error.__qualname__}" == f"varlen_rnn.{error.__name__}"
+    assert error.__name__ in varlen_rnn.__all__
+    again = pickle.loads(pickle.dumps(error("rnn: x must be 1, got 2")))
+    assert type(again) is error
+    assert str(again) == "rnn: x must be 1, got 2"
 
 
 def test_convert_of_no_module() -> None:

@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from varlen_rnn import data, masking, reference
+from varlen_rnn._errors import InputIndexError, InputShapeError, InputTypeError
 from varlen_rnn._extension import build_info
 from varlen_rnn.convert import convert, revert
 from varlen_rnn.modules import VarLenGRU, VarLenLSTM
@@ -11,6 +12,9 @@ from varlen_rnn.replacing import replacing_torch
 
 __version__ = version("varlen_rnn")
 __all__ = [
+    "InputIndexError",
+    "InputShapeError",
+    "InputTypeError",
     "QuantizedVarLenGRU",
     "QuantizedVarLenLSTM",
     "VarLenGRU",

@@ -16,18 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from varlen_rnn._errors import InputShapeError, InputTypeError
 from varlen_rnn._tracing import in_jit_trace, tracing, unseen
 
 Lengths = Tensor | Sequence[int] | np.ndarray[Any, Any]
 Mask = Tensor | Sequence[Any] | np.ndarray[Any, Any] | bool
-
-
-class InputShapeError(ValueError, RuntimeError):
-    """A shape or value that does not fit; ``torch.nn.LSTM`` has a RuntimeError for sizes."""
-
-
-class InputTypeError(TypeError, ValueError):
-    """A dtype that does not fit; ``torch.nn.LSTM`` has a ValueError for the input's."""
 
 
 def failure(name: str, what: str, expected: str, got: object) -> InputShapeError:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from varlen_rnn import _forms, _onnx, ops
-from varlen_rnn._checks import InputShapeError, InputTypeError, failure
+from varlen_rnn._checks import failure
+from varlen_rnn._errors import InputShapeError, InputTypeError
 from varlen_rnn._tracing import in_jit_trace, unseen
 from varlen_rnn.layout import Layout
 

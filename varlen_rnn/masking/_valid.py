@@ -10,11 +10,8 @@ import torch
 from torch import Tensor
 
 from varlen_rnn._checks import Lengths, Mask, as_array, check_lengths, check_mask, failure
+from varlen_rnn._errors import InputIndexError
 from varlen_rnn._tracing import tracing
-
-
-class InputIndexError(IndexError, ValueError):
-    """A class or token number out of range; torch has an IndexError for it."""
 
 
 def valid_tokens(
