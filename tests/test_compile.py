@@ -153,8 +153,9 @@ def test_what_was_recorded_checks_the_values_it_gets() -> None:
             compiled(x, lengths=torch.tensor(wrong))
     with pytest.raises(RuntimeError, match="cu_seqlens must be N at the end"):
         compiled(x[0], cu_seqlens=torch.tensor([0, 2, 4]))
-    with pytest.raises(RuntimeError, match="mask must be bool, or integers 0 and 1"):
-        compiled(x, mask=torch.full((2, 5), 2))
+    for wrong in (torch.full((2, 5), 2), torch.full((2, 5), 0.5), torch.full((2, 5), torch.nan)):
+        with pytest.raises(RuntimeError, match="mask must be bool, or integers or floats 0 and 1"):
+            compiled(x, mask=wrong)
     packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
     order = {"sorted_indices": torch.tensor([0, 0])}
     with pytest.raises(RuntimeError, match=r"sorted_indices must be a permutation of \[0, B\)"):
@@ -177,6 +178,11 @@ def test_arrays_and_lists(make: Callable[[list[Any]], Any]) -> None:
     x, flags = torch.randn(2, 3, 3), [[True, False, True], [False, True, False]]
     for keywords in ({"lengths": make([3, 1])}, {"mask": make(flags)}, {"resets": make(flags)}):
         assert_bitwise(compiled(x, **keywords)[0].detach(), rnn(x, **keywords)[0].detach())
+    floats = make([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    deeper = make([[[flag] for flag in row] for row in flags])
+    for keywords in ({"mask": floats}, {"resets": floats}, {"resets": deeper}):
+        name, same = next(iter(keywords)), torch.tensor(flags)
+        assert_bitwise(compiled(x, **keywords)[0].detach(), rnn(x, **{name: same})[0].detach())
     bounds = make([0, 2, 3])
     got, truth = (call(x[0], cu_seqlens=bounds)[0].detach() for call in (compiled, rnn))
     assert_bitwise(got, truth)

@@ -13,6 +13,7 @@ import torch
 from helpers import CELLS, OURS, as_hx, assert_bitwise, random_batch, random_hx, states_of
 from ragged import (
     ANY_BATCH,
+    FORMS,
     NAN,
     Call,
     Ragged,
@@ -35,7 +36,8 @@ INTEGERS = (
     torch.uint32,
     torch.uint64,
 )
-FLAGS = (torch.bool, *INTEGERS)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLAGS = (torch.bool, *INTEGERS, *FLOATS)
 B, T = 4, 7
 both_cells = pytest.mark.parametrize("cell", CELLS)
 every_form = pytest.mark.parametrize("form", ANY_BATCH)
@@ -110,6 +112,87 @@ def test_arguments_as_lists_and_arrays(cell: str, container: str) -> None:
     check_same(cell, "lengths", "lengths", "resets", change=change)
     check_same(cell, "flat", "cu_seqlens", "resets", change=change)
     check_same(cell, "packed", "resets", change=change)
+
+
+FLAG_CONTAINERS = {
+    "list of floats": lambda t: t.double().tolist(),
+    "float array": lambda t: t.float().numpy(),
+    "half array": lambda t: t.half().numpy(),
+    "read-only array": lambda t: np.broadcast_to(t.double().numpy(), t.shape),
+}
+
+
+@both_cells
+@pytest.mark.parametrize("container", FLAG_CONTAINERS)
+def test_flags_as_lists_and_arrays_of_floats(cell: str, container: str) -> None:
+    change = FLAG_CONTAINERS[container]
+    check_same(cell, "mask", "mask", "resets", change=change)
+    for form in ("lengths", "flat", "packed"):
+        check_same(cell, form, "resets", change=change)
+
+
+LAST_DIMENSION = {
+    "bool": lambda t: t.unsqueeze(-1),
+    "float": lambda t: t.unsqueeze(-1).float(),
+    "array": lambda t: t.unsqueeze(-1).numpy(),
+    "list": lambda t: t.unsqueeze(-1).double().tolist(),
+}
+
+
+def batch_in(form: str) -> Ragged:
+    """With resets, of a shape that the form takes."""
+    draw = random.Random(6)
+    num_rows = 1 if form.startswith("single") else B
+    batch = Ragged(draw_valid(draw, "random", num_rows, T), draw_resets(draw, 0.4, num_rows, T))
+    return (
+        replace(batch, valid=torch.ones_like(batch.valid)) if form in ("single", "full") else batch
+    )
+
+
+@both_cells
+@pytest.mark.parametrize("batch_first", [True, False], ids=["BT", "TB"])
+@pytest.mark.parametrize("kind", LAST_DIMENSION)
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "sorted"])
+def test_resets_may_have_a_last_dimension_of_1(
+    cell: str, form: str, kind: str, batch_first: bool
+) -> None:
+    rnn, batch = make(cell, batch_first=batch_first), batch_in(form)
+    x, states = random_batch(rnn, *batch.valid.shape), random_hx(rnn, len(batch.valid))
+    call = in_form(form, x, batch, batch_first=batch_first)
+    change = LAST_DIMENSION["float" if form.startswith("nested") else kind]
+    resets = changed(call.keywords["resets"], change, call.input)
+    assert (resets.dim() if isinstance(resets, Tensor) else np.ndim(resets)) == (
+        call.keywords["resets"].dim() + 1
+    )
+    expected, states_ = call(rnn, states)
+    got, finals = replace(call, keywords=call.keywords | {"resets": resets})(rnn, states)
+    assert_same(got, expected)
+    for final, state in zip(finals, states_, strict=True):
+        assert_same(final, state)
+    without, _ = in_form(form, x, Ragged(batch.valid), batch_first=batch_first)(rnn, states)
+    assert not torch.equal(without, expected)
+
+
+@both_cells
+def test_resets_of_one_step(cell: str) -> None:
+    """Where a dimension of size 1 is not one too many."""
+    rnn, x = make(cell), torch.randn(B, 1, 3)
+    states, flags = random_hx(rnn, B), torch.tensor([True, False, True, False])
+    expected, _ = rnn(x, as_hx(states), resets=flags.unsqueeze(1))
+    for given in (flags.view(B, 1, 1), flags.view(B, 1).float(), flags.view(B, 1, 1).half()):
+        assert_same(rnn(x, as_hx(states), resets=given)[0], expected)
+    assert_same(expected[flags], rnn(x[flags])[0])
+    assert_same(rnn(x[0], resets=[[1.0]])[0], rnn(x[0], resets=[True])[0])
+
+
+@both_cells
+def test_packed_resets_with_a_last_dimension_of_1(cell: str) -> None:
+    rnn, flags = make(cell), torch.rand(3, 5) < 0.4
+    packed, resets, deeper = (
+        pack_padded_sequence(t, [2, 5, 3], batch_first=True, enforce_sorted=False)
+        for t in (torch.randn(3, 5, 3), flags, flags.unsqueeze(2).float())
+    )
+    assert_same(rnn(packed, resets=deeper)[0].data, rnn(packed, resets=resets)[0].data)
 
 
 @both_cells

@@ -24,6 +24,9 @@ BOUNDS = torch.tensor([0, 6, 6, 10, 12])
 PACKED = pack_padded_sequence(X, [6, 3, 2, 1], batch_first=True)
 NESTED = nested_tensor_from_jagged(FLAT, BOUNDS)
 MASK = torch.ones(B, T, dtype=torch.bool)
+NAN = float("nan")
+LONG = np.dtype(np.longdouble)
+FLAGS = "bool, or integers or floats 0 and 1"
 both_cells = pytest.mark.parametrize("cell", CELLS)
 
 
@@ -78,12 +81,16 @@ def test_right_arguments_reach_the_first_layer(cell: str, form: str) -> None:
 
 
 BAD_FLAGS = [
-    (torch.ones(B, T), TypeError, "float32"),
-    (torch.ones(B, T, dtype=torch.float64), TypeError, "float64"),
-    (torch.ones(B, T, dtype=torch.bfloat16), TypeError, "bfloat16"),
-    (torch.ones(B, T, dtype=torch.complex64), TypeError, "complex64"),
-    (np.ones((B, T)), TypeError, "float64"),
-    ([[1.0] * T] * B, TypeError, "float64"),
+    (torch.full((B, T), 0.5), ValueError, "0.5 at index [0, 0]"),
+    (torch.full((B, T), NAN, dtype=torch.float64), ValueError, "nan at index [0, 0]"),
+    (torch.full((B, T), 1 + 2**-7, dtype=torch.bfloat16), ValueError, "1.0078125 at index"),
+    (torch.full((B, T), -1.0, dtype=torch.float16), ValueError, "-1.0 at index [0, 0]"),
+    (torch.full((B, T), torch.inf), ValueError, "inf at index [0, 0]"),
+    (torch.ones(B, T, dtype=torch.complex64), TypeError, "torch.complex64"),
+    (torch.ones(B, T).to(torch.float8_e4m3fn), TypeError, "torch.float8_e4m3fn"),
+    (np.ones((B, T), np.complex64), TypeError, "complex64"),
+    (np.full((B, T), 0.5, np.float16), ValueError, "0.5 at index [0, 0]"),
+    ([[1.0] * (T - 1) + [0.25]] * B, ValueError, f"0.25 at index [0, {T - 1}]"),
     ([["a"] * T] * B, TypeError, ""),
     ("abcd", TypeError, "str"),
     (object(), TypeError, "object"),
@@ -91,7 +98,9 @@ BAD_FLAGS = [
     (torch.ones(B + 1, T, dtype=torch.bool), ValueError, f"[{B + 1}, {T}]"),
     (torch.ones(T, B, dtype=torch.bool), ValueError, f"[{T}, {B}]"),
     (torch.ones(B, dtype=torch.bool), ValueError, f"[{B}]"),
-    (torch.ones(B, T, 1, dtype=torch.bool), ValueError, f"[{B}, {T}, 1]"),
+    (torch.ones(B, 1, T, dtype=torch.bool), ValueError, f"[{B}, 1, {T}]"),
+    (torch.ones(B, T, 1, 1, dtype=torch.bool), ValueError, f"[{B}, {T}, 1, 1]"),
+    (torch.ones(B, T - 1, 1, dtype=torch.bool), ValueError, f"[{B}, {T - 1}, 1]"),
     (torch.ones(B, T, FEATURES, dtype=torch.bool), ValueError, f"[{B}, {T}, {FEATURES}]"),
     (torch.ones((), dtype=torch.bool), ValueError, "[]"),
     (np.ones((T, B), bool), ValueError, f"[{T}, {B}]"),
@@ -104,6 +113,8 @@ BAD_FLAGS = [
     ([[0, 1, 1, 1, 1, 7]] * B, ValueError, "7"),
     (np.full((B, T), 3), ValueError, "3"),
 ]
+if LONG.itemsize > 8:  # else it is float64
+    BAD_FLAGS.append((np.ones((B, T), LONG), TypeError, str(LONG)))
 flags_argument = pytest.mark.parametrize("argument", ["mask", "resets"])
 bad_flags = pytest.mark.parametrize(
     ("flags", "error", "got"), BAD_FLAGS, ids=[f"{i}" for i in range(len(BAD_FLAGS))]
@@ -131,9 +142,20 @@ def test_resets_beside_lengths_or_a_mask(
 @both_cells
 @flags_argument
 def test_the_index_of_a_bad_flag_is_told(cell: str, argument: str) -> None:
-    flags = torch.ones(B, T, dtype=torch.int32)
-    flags[2, 5] = 9
-    check(cell, ValueError, argument, "9 at index [2, 5]", X, **{argument: flags})
+    for value, dtype in ((9, torch.int32), (0.5, torch.float32)):
+        flags = torch.ones(B, T, dtype=dtype)
+        flags[2, 5] = value
+        name = type(make(cell)).__name__
+        message = f"{name}: {argument} must be {FLAGS}, got {value} at index [2, 5]"
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            make(cell)(X, **{argument: flags})
+
+
+@both_cells
+def test_masks_have_no_dimension_too_many(cell: str) -> None:
+    """Unlike resets: a mask beside features is laid out as no other argument."""
+    check(cell, ValueError, "mask", f"[{B}, {T}, 1]", X, mask=MASK.unsqueeze(2))
+    check(cell, ValueError, "mask", f"[{T}, 1]", X[0], mask=MASK[:1].t())
 
 
 @both_cells
@@ -148,14 +170,14 @@ def test_flags_of_a_time_first_batch_are_time_first(cell: str, argument: str) ->
 
 @both_cells
 @flags_argument
-@pytest.mark.parametrize("shape", [(T + 1,), (1, T), (T, 1), (T, FEATURES), ()], ids=str)
+@pytest.mark.parametrize("shape", [(T + 1,), (1, T), (T, 1, 1), (T, FEATURES), ()], ids=str)
 def test_flags_of_one_sequence(cell: str, argument: str, shape: tuple[int, ...]) -> None:
     flags = torch.ones(shape, dtype=torch.bool)
     check(cell, ValueError, argument, f"{list(shape)}", X[0], **{argument: flags})
 
 
 @both_cells
-@pytest.mark.parametrize("shape", [(N + 1,), (N, 1), (1, N), (B, T), ()], ids=str)
+@pytest.mark.parametrize("shape", [(N + 1,), (N, 2), (1, N), (N, 1, 1), (B, T), ()], ids=str)
 def test_resets_of_flat_and_packed_tokens(cell: str, shape: tuple[int, ...]) -> None:
     flags = torch.ones(shape, dtype=torch.bool)
     check(cell, ValueError, "resets", f"{list(shape)}", FLAT, cu_seqlens=BOUNDS, resets=flags)
@@ -165,7 +187,10 @@ def test_resets_of_flat_and_packed_tokens(cell: str, shape: tuple[int, ...]) -> 
 @both_cells
 def test_resets_of_flat_and_packed_tokens_of_a_wrong_dtype_or_value(cell: str) -> None:
     for input, keywords in ((FLAT, {"cu_seqlens": BOUNDS}), (PACKED, {})):
-        check(cell, TypeError, "resets", "float32", input, resets=torch.ones(N), **keywords)
+        for shape in ((N,), (N, 1)):
+            complex_ones, halves = torch.ones(shape) + 0j, torch.full(shape, 0.5)
+            check(cell, TypeError, "resets", "complex64", input, resets=complex_ones, **keywords)
+            check(cell, ValueError, "resets", "0.5 at index 0", input, resets=halves, **keywords)
         check(cell, ValueError, "resets", "2", input, resets=[0] * (N - 1) + [2], **keywords)
 
 
@@ -178,7 +203,8 @@ def test_resets_of_a_nested_tensor(cell: str) -> None:
     refused = (TypeError, ValueError)
     check(cell, refused, "resets", "Tensor", NESTED, resets=flags)
     check(cell, refused, "resets", "list", NESTED, resets=flags.tolist())
-    check(cell, TypeError, "resets", "float32", NESTED, resets=nested(torch.ones(N)))
+    check(cell, TypeError, "resets", "complex64", NESTED, resets=nested(torch.ones(N) + 0j))
+    check(cell, ValueError, "resets", "0.5", NESTED, resets=nested(torch.full((N,), 0.5)))
     check(cell, ValueError, "resets", "2", NESTED, resets=nested(2 * flags.int()))
     other_rows = torch.tensor([0, 6, 7, 10, 12])
     check(cell, ValueError, "resets", "", NESTED, resets=nested(flags, other_rows))
@@ -186,7 +212,7 @@ def test_resets_of_a_nested_tensor(cell: str) -> None:
     check(cell, ValueError, "resets", "", NESTED, resets=nested(flags, fewer_rows))
     fewer_tokens = torch.tensor([0, 6, 6, 10, 11])
     check(cell, ValueError, "resets", "", NESTED, resets=nested(flags[:11], fewer_tokens))
-    check(cell, ValueError, "resets", "", NESTED, resets=nested(flags.unsqueeze(1)))
+    check(cell, ValueError, "resets", "", NESTED, resets=nested(flags.view(N, 1, 1)))
 
 
 @both_cells

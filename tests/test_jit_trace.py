@@ -68,6 +68,8 @@ FORMS: dict[str, Keywords] = {
     "lengths and resets": {"lengths": lengths, "resets": flags},
     "mask and resets": {"mask": flags, "resets": flags},
     "mask of integers": {"mask": lambda *sizes: flags(*sizes).int()},
+    "mask of floats": {"mask": lambda *sizes: flags(*sizes).float()},
+    "resets [B, T, 1]": {"resets": lambda *sizes: flags(*sizes).half().unsqueeze(2)},
     "single": {},
     "single mask and resets": {"mask": flags, "resets": flags},
     "flat": {"cu_seqlens": bounds},
@@ -114,7 +116,7 @@ class Model(nn.Module):
             x, tensors = x.flatten(0, 1), [t.flatten() for t in tensors]
         elif not self.rnn.batch_first:
             x = x.transpose(0, 1)
-            tensors = [t.t() if t.dim() == 2 else t for t in tensors]
+            tensors = [t.transpose(0, 1) if t.dim() > 1 else t for t in tensors]
         states = random_hx(self.rnn, num_rows) if with_hx else []
         return (x, *tensors, *([s[:, 0] for s in states] if single else states))
 

@@ -78,6 +78,9 @@ def test_every_spelling_of_lengths_and_masks(name: str) -> None:
     spellings = [{"lengths": torch.tensor(LENGTHS, dtype=dtype)} for dtype in dtypes]
     spellings += [{"lengths": given} for given in (LENGTHS, tuple(LENGTHS), np.array(LENGTHS))]
     spellings += [{"mask": given} for given in (mask, mask.int(), mask.numpy(), mask.tolist())]
+    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    spellings += [{"mask": mask.to(dtype)} for dtype in floats]
+    spellings += [{"mask": given} for given in (mask.float().numpy(), mask.double().tolist())]
     for keywords in spellings:
         assert_bitwise(CALLS[name](x, **keywords), expected, str(keywords))
 
@@ -174,14 +177,19 @@ def test_nothing_changes_the_input(name: str) -> None:
             "mask must be [B, T] = [2, 3], got [3, 2]",
         ),
         (
-            {"mask": torch.ones(2, 3)},
+            {"mask": torch.ones(2, 3, dtype=torch.complex64)},
             TypeError,
-            "mask must be bool, or integers 0 and 1, got torch.float32",
+            "mask must be bool, or integers or floats 0 and 1, got torch.complex64",
+        ),
+        (
+            {"mask": torch.tensor([[0, 1, 1], [1, 0.5, 0]])},
+            ValueError,
+            "mask must be bool, or integers or floats 0 and 1, got 0.5 at index [1, 1]",
         ),
         (
             {"mask": torch.tensor([[0, 1, 1], [1, 2, 0]])},
             ValueError,
-            "mask must be bool, or integers 0 and 1, got 2 at index [1, 1]",
+            "mask must be bool, or integers or floats 0 and 1, got 2 at index [1, 1]",
         ),
     ],
 )

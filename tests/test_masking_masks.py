@@ -15,6 +15,7 @@ from varlen_rnn.masking import (
     mask_to_lengths,
 )
 
+FLAGS = "bool, or integers or floats 0 and 1"
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -52,7 +53,7 @@ def test_masks_without_rows_or_steps() -> None:
 @pytest.mark.parametrize("lengths", [LENGTHS, [0, 0], [6, 6, 6]], ids=str)
 def test_mask_to_lengths(lengths: list[int]) -> None:
     mask = torch.tensor(loop_mask(lengths, 6))
-    for given in (mask, mask.int(), mask.numpy(), mask.tolist()):
+    for given in (mask, mask.int(), mask.half(), mask.numpy(), mask.tolist()):
         got = mask_to_lengths(given)
         assert got.dtype == torch.int64
         assert got.tolist() == lengths
@@ -103,9 +104,9 @@ def test_lengths_cannot_say_every_mask(rows: list[str], bad: int) -> None:
             "lengths_to_mask: max_length must be at least 0, got -1",
         ),
         (
-            lambda: mask_to_lengths(torch.ones(2, 3)),
+            lambda: mask_to_lengths(torch.ones(2, 3) + 0j),
             TypeError,
-            "mask_to_lengths: mask must be bool, or integers 0 and 1, got torch.float32",
+            f"mask_to_lengths: mask must be {FLAGS}, got torch.complex64",
         ),
         (
             lambda: mask_to_lengths(torch.ones(3, dtype=torch.bool)),
@@ -115,7 +116,7 @@ def test_lengths_cannot_say_every_mask(rows: list[str], bad: int) -> None:
         (
             lambda: mask_to_lengths(torch.tensor([[1, 2]])),
             ValueError,
-            "mask_to_lengths: mask must be bool, or integers 0 and 1, got 2 at index [0, 1]",
+            f"mask_to_lengths: mask must be {FLAGS}, got 2 at index [0, 1]",
         ),
         (
             lambda: mask_from_value([[1.0]]),
@@ -176,7 +177,7 @@ def loop_resets(dones: Tensor, valid: Tensor, previous: list[bool]) -> list[list
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("with_previous", [False, True], ids=["first", "previous"])
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32, torch.bfloat16])
 def test_dones_to_resets(dtype: torch.dtype, with_previous: bool, form: str) -> None:
     valid = valid_of(form)
     previous = torch.tensor([True, True, False, True, True]) if with_previous else None
@@ -214,12 +215,35 @@ def test_one_sequence(previous: object) -> None:
         assert got.tolist() == expected
 
 
-@pytest.mark.parametrize("shape", [(0, 0), (0, 4), (3, 0), (0,)], ids=str)
+@pytest.mark.parametrize("batch_first", [True, False], ids=["BT", "TB"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_last_dimension_of_1_stays(form: str, batch_first: bool) -> None:
+    """As TorchRL has its flags; what comes out is taken for resets as it is."""
+    valid = valid_of(form) if batch_first else valid_of(form).t()
+    dones, previous = torch.rand(valid.shape) < 0.4, torch.rand(len(valid_of(form))) < 0.5
+    keywords = keywords_of(form, batch_first=batch_first)
+    expected = dones_to_resets(dones, previous, **keywords)
+    for given in (dones[..., None], dones[..., None].float(), dones[..., None].tolist()):
+        got = dones_to_resets(given, previous[:, None].float(), **keywords)
+        assert got.dtype == torch.bool
+        assert torch.equal(got, expected[..., None])
+
+
+def test_two_dimensions_are_rows_and_steps() -> None:
+    """Also where there is one step, whose flags look like those of one sequence of TorchRL's."""
+    dones, previous = torch.tensor([[True], [False], [True]]), torch.tensor([False, True, True])
+    assert torch.equal(dones_to_resets(dones, previous), previous[:, None])
+    assert torch.equal(dones_to_resets(dones[..., None], previous), previous[:, None, None])
+    assert dones_to_resets(dones[:, 0], previous[1:2]).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 4), (3, 0), (0,), (0, 4, 1), (3, 0, 1)], ids=str)
 def test_resets_of_nothing(shape: tuple[int, ...]) -> None:
     dones = torch.zeros(shape, dtype=torch.bool)
     assert dones_to_resets(dones).shape == shape
     assert dones_to_resets(dones, batch_first=False).shape == shape
-    assert dones_to_resets(dones, mask=dones).shape == shape
+    mask = dones.squeeze(2) if len(shape) == 3 else dones
+    assert dones_to_resets(dones, mask=mask).shape == shape
 
 
 def test_episodes_split_where_a_recurrent_policy_would() -> None:
@@ -238,16 +262,28 @@ DONES = torch.zeros(2, 3, dtype=torch.bool)
     ("arguments", "keywords", "error", "message"),
     [
         (
-            (DONES.float(),),
+            (DONES + 0j,),
             {},
             TypeError,
-            "dones must be bool, or integers 0 and 1, got torch.float32",
+            f"dones must be {FLAGS}, got torch.complex64",
         ),
         (
             (DONES.int() - 1,),
             {},
             ValueError,
-            "dones must be bool, or integers 0 and 1, got -1 at index [0, 0]",
+            f"dones must be {FLAGS}, got -1 at index [0, 0]",
+        ),
+        (
+            (DONES, torch.tensor([1, 0.5])),
+            {},
+            ValueError,
+            f"previous must be {FLAGS}, got 0.5 at index 1",
+        ),
+        (
+            (DONES[..., None] + 2.0,),
+            {},
+            ValueError,
+            f"dones must be {FLAGS}, got 2.0 at index [0, 0]",
         ),
         ((DONES[None],), {}, ValueError, "dones must be [B, T] or [T], got [1, 2, 3]"),
         (
@@ -259,10 +295,10 @@ DONES = torch.zeros(2, 3, dtype=torch.bool)
         ((DONES, DONES[0]), {}, ValueError, "previous must be [B] = [2], got [3]"),
         ((DONES, True), {}, ValueError, "previous must be [B] = [2], got []"),
         (
-            (DONES, torch.zeros(2)),
+            (DONES, torch.zeros(2) + 0j),
             {},
             TypeError,
-            "previous must be bool, or integers 0 and 1, got torch.float32",
+            f"previous must be {FLAGS}, got torch.complex64",
         ),
         (
             (DONES[0],),

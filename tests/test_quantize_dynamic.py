@@ -242,6 +242,18 @@ def test_no_gradient_goes_through(cell: str) -> None:
     assert not grad(lambda x: quantized(x)[0].sum())(x).any()
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_flags_may_be_floats_or_have_a_last_dimension(cell: str) -> None:
+    quantized = quantize_dynamic(OURS[cell](3, 4, batch_first=True))
+    x, flags = torch.randn(3, 5, 3), torch.rand(3, 5) < 0.4
+    for name in ("mask", "resets"):
+        expected, _ = quantized(x, **{name: flags})
+        assert_bitwise(quantized(x, **{name: flags.float()})[0], expected)
+        with pytest.raises(ValueError, match=rf"{name} must be .*, got 0\.5 at index \[0, 0\]"):
+            quantized(x, **{name: torch.full((3, 5), 0.5)})
+    assert_bitwise(quantized(x, resets=flags.unsqueeze(2).half())[0], expected)
+
+
 OF_SAMPLES = {
     "lengths": torch.tensor([[5, 0, 2], [1, 5, 4]]),
     "mask": torch.rand(2, 3, 5) < 0.5,

@@ -262,6 +262,24 @@ def test_vmap_over_batches_of_their_own_shapes(cell: str, num_samples: int) -> N
 
 
 @both_cells
+def test_vmap_over_flags_that_are_floats_or_have_a_last_dimension(cell: str) -> None:
+    _, rnn = modules(cell)
+    mask, resets, _ = of_each(3)
+    xs = data(rnn, 3, 3, 4)
+
+    def loss(x: Tensor, mask: Tensor, resets: Tensor) -> Tensor:
+        return loss_of(rnn(x, mask=mask, resets=resets)[0])
+
+    expected = vmap(grad(loss))(xs, mask, resets)
+    for given in ((mask.float(), resets.half()), (mask, resets.unsqueeze(-1).double())):
+        torch.testing.assert_close(vmap(grad(loss))(xs, *given), expected, rtol=0, atol=0)
+        torch.testing.assert_close(grad(loss)(xs[1], *[g[1] for g in given]), expected[1], **CLOSE)
+    wrong = resets.float() * 0.5
+    with pytest.raises(ValueError, match=r"resets must be .*, got 0\.5 at index \[\d, \d\]$"):
+        vmap(loss)(xs, mask, wrong)
+
+
+@both_cells
 def test_vmap_over_cells_lengths_and_cu_seqlens(cell: str) -> None:
     """Also with one of them inside another, and along other dimensions than the first."""
     _, rnn = modules(cell)

@@ -20,7 +20,7 @@ from varlen_rnn._errors import InputShapeError, InputTypeError
 from varlen_rnn._tracing import in_jit_trace, tracing, unseen
 
 Lengths = Tensor | Sequence[int] | np.ndarray[Any, Any]
-Mask = Tensor | Sequence[Any] | np.ndarray[Any, Any] | bool
+Mask = Tensor | Sequence[Any] | np.ndarray[Any, Any] | float
 
 
 def failure(name: str, what: str, expected: str, got: object) -> InputShapeError:
@@ -93,30 +93,48 @@ def check_lengths(name: str, lengths: Lengths, num_steps: int | None, num_rows: 
     return torch.from_numpy(array.astype(np.int64))
 
 
+_FLAGS = "bool, or integers or floats 0 and 1"
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
 def check_mask(name: str, what: str, mask: Mask, shape: Sequence[int], symbols: str) -> Tensor:
-    """The mask as bool, on the device it came from; it may come as integers 0 and 1.
+    """The mask as bool, on the device it came from; it may come as integers or floats 0 and 1.
 
     ``symbols`` name the expected ``shape``: ``"[B, T]"``.
     """
-    mask = _recordable(name, what, mask)
-    if not isinstance(mask, Tensor):
-        array = as_array(name, what, mask, symbols)
-        if not array.size and 0 in shape:  # an empty list has no dtype or shape of its own
-            array = np.zeros(shape, np.bool_)
-        if array.dtype.kind not in "biu":
-            got = type(mask).__name__ if array.ndim == 0 else array.dtype
-            raise TypeError(f"{name}: {what} must be bool, or integers 0 and 1, got {got}")
-        mask = torch.from_numpy(array.copy())  # torch warns of arrays that are read-only
-    if not has_shape(mask, shape):
-        raise failure(name, what, f"{symbols} = {list(shape)}", list(mask.shape))
-    if mask.dtype == torch.bool:
-        return mask
-    if not _is_integer(mask.dtype):
-        raise TypeError(f"{name}: {what} must be bool, or integers 0 and 1, got {mask.dtype}")
-    values = mask
-    is_flag = (values == 0) | (values == 1)
-    _check_values(name, what, "bool, or integers 0 and 1", is_flag, values)
-    return mask != 0
+    return _check_flags(name, what, _as_tensor(name, what, mask, shape, symbols), shape, symbols)
+
+
+def check_resets(name: str, what: str, resets: Mask, shape: Sequence[int], symbols: str) -> Tensor:
+    """The same for resets, which may have one more dimension, the last one, of size 1."""
+    flags = _as_tensor(name, what, resets, shape, symbols)
+    if has_shape(flags, (*shape, 1)):
+        flags = flags.squeeze(-1)
+    return _check_flags(name, what, flags, shape, symbols)
+
+
+def _as_tensor(name: str, what: str, flags: Mask, shape: Sequence[int], symbols: str) -> Tensor:
+    flags = _recordable(name, what, flags)
+    if isinstance(flags, Tensor):
+        return flags
+    array = as_array(name, what, flags, symbols)
+    if not array.size and 0 in shape:  # an empty list has no dtype or shape of its own
+        array = np.zeros(shape, np.bool_)
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:  # torch has no longdouble
+        got = type(flags).__name__ if array.ndim == 0 else array.dtype
+        raise TypeError(f"{name}: {what} must be {_FLAGS}, got {got}")
+    return torch.from_numpy(array.copy())  # torch warns of arrays that are read-only
+
+
+def _check_flags(name: str, what: str, flags: Tensor, shape: Sequence[int], symbols: str) -> Tensor:
+    if not has_shape(flags, shape):
+        raise failure(name, what, f"{symbols} = {list(shape)}", list(flags.shape))
+    if flags.dtype == torch.bool:
+        return flags
+    if flags.dtype not in _FLOATS and not _is_integer(flags.dtype):
+        raise TypeError(f"{name}: {what} must be {_FLAGS}, got {flags.dtype}")
+    _check_values(name, what, _FLAGS, (flags == 0) | (flags == 1), flags)
+    return flags != 0
 
 
 def check_cu_seqlens(

@@ -19,6 +19,7 @@ from varlen_rnn._checks import (
     check_offsets,
     check_packed,
     check_packed_resets,
+    check_resets,
     check_same_rows,
 )
 from varlen_rnn.layout import Layout
@@ -116,7 +117,7 @@ def _padded(
         if mask is not None:
             arrays["mask"] = check_mask(name, "mask", mask, leading, symbols)
         if resets is not None:
-            arrays["resets"] = check_mask(name, "resets", resets, leading, symbols)
+            arrays["resets"] = check_resets(name, "resets", resets, leading, symbols)
         return layout.from_padded(
             num_steps,
             num_rows,
@@ -145,7 +146,7 @@ def _flat(
         bounds = check_cu_seqlens(name, cu_seqlens, num_tokens)
         arrays = {"first": bounds[:-1], "lengths": bounds.diff()}
         if resets is not None:
-            arrays["resets"] = check_mask(name, "resets", resets, (num_tokens,), "[N]")
+            arrays["resets"] = check_resets(name, "resets", resets, (num_tokens,), "[N]")
         return layout.from_flat(
             num_flat_rows=num_tokens, **_together(arrays, input.device), bidirectional=bidirectional
         ).to(input.device)
@@ -168,7 +169,8 @@ def _nested(name: str, input: Any, resets: Any, bidirectional: bool) -> Batch:
                     f"{name}: resets must be a jagged NestedTensor, as the input is, got {got}"
                 )
             check_same_rows(name, resets, input)
-            arrays["resets"] = check_mask(name, "resets", resets.values(), (num_flat_rows,), "[R]")
+            flags = resets.values()
+            arrays["resets"] = check_resets(name, "resets", flags, (num_flat_rows,), "[R]")
         return layout.from_flat(
             num_flat_rows=num_flat_rows, **arrays, bidirectional=bidirectional
         ).to(x.device)
@@ -199,7 +201,7 @@ def _packed(
         if isinstance(resets, PackedSequence):
             resets = check_packed_resets(name, resets, packed)
         if resets is not None:
-            arrays["resets"] = check_mask(name, "resets", resets, x.shape[:1], "[N]")
+            arrays["resets"] = check_resets(name, "resets", resets, x.shape[:1], "[N]")
         return layout.from_packed(
             batch_sizes,
             sorted_indices,

@@ -152,15 +152,16 @@ class VarLenLSTM(VarLenRNNBase):
                 sequence); None for zeros.
             lengths: ``[B]``, any integer dtype on any device, each in ``[0, T]``: the valid tokens
                 of each row, the rest being padding that is never read. None if all are valid.
-            mask: ``[T, B]`` (``[B, T]`` if ``batch_first``; ``[T]`` for one sequence), bool or
-                integers 0 and 1, True at valid tokens, wherever they are: on the left, on the
-                right, or with holes in between, over which states pass unchanged.
-            resets: True where the state is zero before the token is consumed (Gymnasium's "an
-                episode starts here", torchrl's ``is_init``), laid out as the tokens are: as
+            mask: ``[T, B]`` (``[B, T]`` if ``batch_first``; ``[T]`` for one sequence), bool, or
+                integers or floats 0 and 1, True at valid tokens, wherever they are: on the left, on
+                the right, or with holes in between, over which states pass unchanged.
+            resets: True (or 1) where the state is zero before the token is consumed (Gymnasium's
+                "an episode starts here", torchrl's ``is_init``), laid out as the tokens are: as
                 ``mask`` for a padded batch and one sequence, ``[N]`` for a flat batch, ``[N]`` or
                 packed likewise for a ``PackedSequence``, a jagged ``NestedTensor`` ``[B, j]`` for
-                such an input. What stands where no valid token is does not count. For flags that
-                say "it ended after this step" see :func:`varlen_rnn.masking.dones_to_resets`.
+                such an input; one more dimension at the end, of size 1, is dropped. What stands
+                where no valid token is does not count. For flags that say "it ended after this
+                step" see :func:`varlen_rnn.masking.dones_to_resets`.
             cu_seqlens: ``[B + 1]``, integers, non-decreasing from 0 to N: row b of a flat batch is
                 ``input[cu_seqlens[b] : cu_seqlens[b + 1]]``.
             output_states: whether the output is a pair ``(h, c)`` of all states of the last layer,

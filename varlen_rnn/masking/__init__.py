@@ -3,7 +3,7 @@
 What takes a batch takes ``lengths`` or a ``mask`` as keyword, or neither if every token is valid:
 
 - ``lengths [B]``, integers in ``[0, T]``: rows padded on the right, in any order, empty ones too.
-- ``mask``, bool or integers 0 and 1, True where a token is valid: padding anywhere. It is laid out
+- ``mask``, bool or numbers 0 and 1, True where a token is valid: padding anywhere. It is laid out
   as the tokens: ``[B, T]``, or ``[T, B]`` with ``batch_first=False``.
 
 Both may lie on any device, or be lists or arrays. Here batches are ``[B, T, *]`` unless

@@ -33,7 +33,7 @@ class _Attention(nn.Module):
             keys: ``[B, T, K]`` (``[T, B, K]``), for instance the outputs of an RNN.
             values: ``[B, T, V]`` (``[T, B, V]``); None for the keys.
             lengths: ``[B]``, any integer dtype on any device, each in ``[0, T]``: the valid keys.
-            mask: ``[B, T]`` (``[T, B]``), bool or integers 0 and 1, True where a key is valid.
+            mask: ``[B, T]`` (``[T, B]``), bool or numbers 0 and 1, True where a key is valid.
             batch_first: whether batches are ``[B, T, *]`` instead of ``[T, B, *]``.
 
         Returns:

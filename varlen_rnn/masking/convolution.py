@@ -84,7 +84,7 @@ class MaskedConv1d(nn.Conv1d):
             x: ``[B, C, T]``; with neither ``lengths`` nor ``mask`` it is all that ``nn.Conv1d``
                 takes, and so is the result.
             lengths: ``[B]``, any integer dtype on any device, each in ``[0, T]``.
-            mask: ``[B, T]``, bool or integers 0 and 1, True where a token is valid.
+            mask: ``[B, T]``, bool or numbers 0 and 1, True where a token is valid.
 
         Returns:
             ``[B, O, T']``, zeros from ``output_lengths(lengths)`` on, or where the mask is False.

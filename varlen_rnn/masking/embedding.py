@@ -144,7 +144,7 @@ class VarLenEmbedding(nn.Embedding):
             ids: ``[B, T, *]`` (``[T, B, *]``), any integer dtype, in ``[0, num_embeddings)`` at
                 valid positions, anything at padding; any shape without ``lengths`` and ``mask``.
             lengths: ``[B]``, any integer dtype on any device, each in ``[0, T]``.
-            mask: ``[B, T]`` (``[T, B]``), bool or integers 0 and 1, True where a token is valid.
+            mask: ``[B, T]`` (``[T, B]``), bool or numbers 0 and 1, True where a token is valid.
             batch_first: whether batches are ``[B, T, *]`` instead of ``[T, B, *]``.
 
         Returns:

@@ -39,7 +39,7 @@ def masked_cross_entropy(
             ``[B, T, C]`` (``[T, B, C]``) floating point, the classes' probabilities. At padding it
             may hold anything.
         lengths: ``[B]``, any integer dtype on any device, each in ``[0, T]``.
-        mask: ``[B, T]`` (``[T, B]``), bool or integers 0 and 1, True where a token is valid.
+        mask: ``[B, T]`` (``[T, B]``), bool or numbers 0 and 1, True where a token is valid.
         batch_first: whether batches are ``[B, T, *]`` instead of ``[T, B, *]``.
         weight: ``[C]``, the dtype of ``input``: weight of each class; None for 1.
         ignore_index: tokens of this class count as padding; not for probabilities.
@@ -116,7 +116,7 @@ def masked_mse_loss(
         input: ``[B, T, *]`` (``[T, B, *]``), floating point.
         target: the shape of ``input``, floating point; at padding it may hold anything.
         lengths: ``[B]``, any integer dtype on any device, each in ``[0, T]``.
-        mask: ``[B, T]`` (``[T, B]``), bool or integers 0 and 1, True where a token is valid.
+        mask: ``[B, T]`` (``[T, B]``), bool or numbers 0 and 1, True where a token is valid.
         batch_first: whether batches are ``[B, T, *]`` instead of ``[T, B, *]``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from varlen_rnn._checks import Lengths, Mask, check_mask, failure
+from varlen_rnn._checks import Lengths, Mask, check_mask, check_resets, failure
 from varlen_rnn._tracing import in_jit_trace, tracing
 from varlen_rnn.masking._valid import (
     check_any_lengths,
@@ -73,7 +73,7 @@ def mask_to_lengths(mask: Mask, *, batch_first: bool = True) -> Tensor:
     first in every row: lengths cannot say left padding or holes.
 
     Args:
-        mask: ``[B, T]`` (``[T, B]``), bool or integers 0 and 1, True where a token is valid.
+        mask: ``[B, T]`` (``[T, B]``), bool or numbers 0 and 1, True where a token is valid.
         batch_first: whether the mask is ``[B, T]`` instead of ``[T, B]``.
 
     Returns:
@@ -81,7 +81,7 @@ def mask_to_lengths(mask: Mask, *, batch_first: bool = True) -> Tensor:
 
     Raises:
         ValueError: a mask that has not two dimensions, or padding before a valid token.
-        TypeError: a mask that is neither bool nor integers.
+        TypeError: a mask of another type.
 
     Example:
         >>> import torch
@@ -163,11 +163,12 @@ def dones_to_resets(
     For the batch that follows, ``previous`` of a row with a token here is ``last_valid(dones)``.
 
     Args:
-        dones: ``[B, T]`` (``[T, B]``) or one sequence ``[T]``, bool or integers 0 and 1.
-        previous: ``[B]`` (a number for one sequence): whether the step before this batch, that is
-            the last valid one, ended an episode; None for False.
+        dones: ``[B, T]`` (``[T, B]``) or one sequence ``[T]``, bool or numbers 0 and 1; or
+            ``[B, T, 1]`` (``[T, B, 1]``), as TorchRL has them.
+        previous: ``[B]`` or ``[B, 1]`` (a number for one sequence): whether the step before this
+            batch, that is the last valid one, ended an episode; None for False.
         lengths: ``[B]``, any integer dtype on any device; not for one sequence.
-        mask: as ``dones``, True where a token is valid.
+        mask: ``[B, T]`` (``[T, B]``, ``[T]``), True where a token is valid.
         batch_first: whether batches are ``[B, T]`` instead of ``[T, B]``.
 
     Returns:
@@ -188,6 +189,12 @@ def dones_to_resets(
     name = "dones_to_resets"
     symbols = "[B, T]" if batch_first else "[T, B]"
     shape = shape_of(name, "dones", dones, f"{symbols} or [T]")
+    if len(shape) == 3 and shape[2] == 1:
+        ended = check_resets(name, "dones", dones, shape[:2], symbols)
+        resets = dones_to_resets(
+            ended, previous, lengths=lengths, mask=mask, batch_first=batch_first
+        )
+        return resets.unsqueeze(2)
     if len(shape) not in (1, 2):
         raise failure(name, "dones", f"{symbols} or [T]", list(shape))
     if len(shape) == 1:
@@ -197,7 +204,7 @@ def dones_to_resets(
         if mask is not None:
             mask = check_mask(name, "mask", mask, shape, "[T]")[None]
         if previous is not None:
-            previous = check_mask(name, "previous", previous, (), "one flag, of shape")[None]
+            previous = check_resets(name, "previous", previous, (), "one flag, of shape")[None]
         return dones_to_resets(ended, previous, mask=mask)[0]
 
     ended = check_mask(name, "dones", dones, shape, symbols)
@@ -208,7 +215,7 @@ def dones_to_resets(
     before = (
         ended.new_zeros(num_rows)
         if previous is None
-        else check_mask(name, "previous", previous, (num_rows,), "[B]").to(ended.device)
+        else check_resets(name, "previous", previous, (num_rows,), "[B]").to(ended.device)
     )
     # Place 0 is the step before the batch, place t + 1 is step t.
     flags = torch.cat([before[:, None], ended], 1)

@@ -23,7 +23,7 @@ def masked_mean(
     Args:
         x: ``[B, T, *]`` (``[T, B, *]``), floating point; 16-bit types are summed in float32.
         lengths: ``[B]``, any integer dtype on any device, each in ``[0, T]``.
-        mask: ``[B, T]`` (``[T, B]``), bool or integers 0 and 1, True where a token is valid.
+        mask: ``[B, T]`` (``[T, B]``), bool or numbers 0 and 1, True where a token is valid.
         batch_first: whether batches are ``[B, T, *]`` instead of ``[T, B, *]``.
 
     Returns:
@@ -65,7 +65,7 @@ def masked_max(
         x: ``[B, T, *]`` (``[T, B, *]``), floating point, bool, or any integers but uint16 to
             uint64.
         lengths: ``[B]``, any integer dtype on any device, each in ``[0, T]``.
-        mask: ``[B, T]`` (``[T, B]``), bool or integers 0 and 1, True where a token is valid.
+        mask: ``[B, T]`` (``[T, B]``), bool or numbers 0 and 1, True where a token is valid.
         batch_first: whether batches are ``[B, T, *]`` instead of ``[T, B, *]``.
 
     Returns:
@@ -118,7 +118,7 @@ def last_valid(
     Args:
         x: ``[B, T, *]`` (``[T, B, *]``), any dtype but uint16 to uint64.
         lengths: ``[B]``, any integer dtype on any device, each in ``[0, T]``.
-        mask: ``[B, T]`` (``[T, B]``), bool or integers 0 and 1, True where a token is valid.
+        mask: ``[B, T]`` (``[T, B]``), bool or numbers 0 and 1, True where a token is valid.
         batch_first: whether batches are ``[B, T, *]`` instead of ``[T, B, *]``.
 
     Returns:

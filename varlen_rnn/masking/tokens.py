@@ -27,7 +27,7 @@ def apply_to_valid(
         module: takes tokens ``[N, *]`` and gives ``[N, *]``.
         x: ``[B, T, *]`` (``[T, B, *]``).
         lengths: ``[B]``, any integer dtype on any device, each in ``[0, T]``.
-        mask: ``[B, T]`` (``[T, B]``), bool or integers 0 and 1, True where a token is valid.
+        mask: ``[B, T]`` (``[T, B]``), bool or numbers 0 and 1, True where a token is valid.
         batch_first: whether batches are ``[B, T, *]`` instead of ``[T, B, *]``.
 
     Returns:
