@@ -110,12 +110,16 @@ def test_lengths_of_a_single_sequence(cell: str) -> None:
     check(
         cell,
         ValueError,
-        "lengths need a batch [B, T, I], got one sequence [T, I]",
+        "lengths need a batch [B, T, I], got one sequence [T, I]; "
+        "a flat batch [N, I] takes cu_seqlens",
         X[0],
         lengths=[3],
     )
     rnn = make(cell, batch_first=False)
-    message = "lengths need a batch [T, B, I], got one sequence [T, I]"
+    message = (
+        "lengths need a batch [T, B, I], got one sequence [T, I]; "
+        "a flat batch [N, I] takes cu_seqlens"
+    )
     check(cell, ValueError, message, X[0], lengths=[3], rnn=rnn)
 
 
@@ -240,6 +244,85 @@ def test_errors_are_also_of_the_type_that_torch_raises(cell: str, args: tuple[An
         TORCH[cell](FEATURES, H, batch_first=True)(*args)
     with pytest.raises(type(theirs.value), match=r"^VarLen"):
         make(cell)(*args)
+
+
+LENGTHS_BY_POSITION = [
+    torch.tensor([5, 2, 1, 7]),
+    torch.tensor([5, 2, 1, 7], dtype=torch.int32),
+    np.array([5, 2, 1, 7]),
+    [5, 2, 1, 7],
+    (5, 2, 1, 7),
+    [5, 2],  # as many as an LSTM has states
+    7,
+]
+
+
+@both_cells
+@pytest.mark.parametrize("lengths", LENGTHS_BY_POSITION, ids=lambda v: str(v)[:20])
+def test_lengths_by_position(cell: str, lengths: Any) -> None:
+    name = type(make(cell)).__name__
+    with pytest.raises((TypeError, ValueError), match=rf"^{name}: hx .*must be .*, got ") as error:
+        make(cell)(X, lengths)
+    assert str(error.value).endswith("; lengths is a keyword: rnn(x, lengths=lengths)")
+
+
+def test_lengths_and_masks_by_position_in_full() -> None:
+    lengths, hint = torch.tensor([5, 2, 1, 7]), "; lengths is a keyword: rnn(x, lengths=lengths)"
+    got = f"hx must be a tuple (h_0, c_0), got Tensor{hint}"
+    check("lstm", TypeError, got, X, lengths)
+    got = f"hx (h_0) must be [L * D, B, H] = [1, 4, 5], got [4]{hint}"
+    check("gru", ValueError, got, X, lengths)
+    hint = "; mask and resets are keywords: rnn(x, mask=mask)"
+    for mask in (torch.ones(B, T, dtype=torch.bool), np.ones((B, T), bool)):
+        got = f"hx must be a tuple (h_0, c_0), got {type(mask).__name__}{hint}"
+        check("lstm", TypeError, got, X, mask)
+
+
+@both_cells
+@pytest.mark.parametrize(
+    "batch_first", [False, True], ids=["read as time first", "read as batch first"]
+)
+def test_a_batch_in_the_other_order(cell: str, batch_first: bool) -> None:
+    """What came with it fits its other dimension."""
+    rnn, x = make(cell, batch_first=batch_first), torch.zeros(7, 4, FEATURES)
+    num_rows, num_steps = (7, 4) if batch_first else (4, 7)
+    form = "[B, T, I] with T = 4" if batch_first else "[T, B, I] with T = 7"
+    hint = f"; input was read as {form} (batch_first={not batch_first}?)"
+    for lengths in ([1] * num_steps, torch.ones(num_steps, dtype=torch.int64)):
+        got = f"lengths must be [B] = [{num_rows}], got [{num_steps}]{hint}"
+        check(cell, ValueError, got, x, rnn=rnn, lengths=lengths)
+    hx = as_hx(states(cell, 1, num_steps, H))
+    got = f"hx (h_0) must be [L * D, B, H] = [1, {num_rows}, 5], got [1, {num_steps}, 5]{hint}"
+    check(cell, ValueError, got, x, hx, rnn=rnn)
+
+
+@both_cells
+def test_other_wrong_sizes_have_no_hint(cell: str) -> None:
+    """A batch of other rows, and one whose rows are as many as its steps."""
+    rnn = make(cell, batch_first=False)
+    got = "lengths must be [B] = [4], got [5]"
+    check(cell, ValueError, got, torch.zeros(7, 4, FEATURES), rnn=rnn, lengths=[1] * 5)
+    square = torch.zeros(4, 4, FEATURES)
+    got = "hx (h_0) must be [L * D, B, H] = [1, 4, 5], got [1, 4, 6]"
+    check(cell, ValueError, got, square, as_hx(states(cell, 1, 4, 6)), rnn=rnn)
+    packed = pack_padded_sequence(torch.zeros(2, 3, FEATURES), [2, 2, 1])
+    got = "hx (h_0) must be [L * D, B, H] = [1, 3, 5], got [1, 2, 5]"
+    check(cell, ValueError, got, packed, as_hx(states(cell, 1, 2, H)), rnn=rnn)
+
+
+@both_cells
+def test_values_that_are_nowhere(cell: str) -> None:
+    """A meta tensor has none, for tokens that have."""
+    expected = "must be on a device with values, as the input's cpu is, got meta"
+    lengths = torch.tensor([5, 2, 1, 7], device="meta")
+    check(cell, ValueError, f"lengths {expected}", X, lengths=lengths)
+    flags = torch.ones(B, T, dtype=torch.bool, device="meta")
+    check(cell, ValueError, f"mask {expected}", X, mask=flags)
+    check(cell, ValueError, f"resets {expected}", X, resets=flags, lengths=[1, 1, 1, 1])
+    bounds = torch.tensor([0, T], device="meta")
+    check(cell, ValueError, f"cu_seqlens {expected}", X[0], cu_seqlens=bounds)
+    flags = torch.ones(len(PACKED.data), dtype=torch.bool, device="meta")
+    check(cell, ValueError, f"resets {expected}", PACKED, resets=flags)
 
 
 @pytest.mark.parametrize(

@@ -289,6 +289,34 @@ def test_boundaries(cell: str, bounds: Any, error: type[Exception], got: str) ->
 
 
 @both_cells
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ([7, 5], "0 at the start, got 7 at index 0; for lengths [7, 5] it is [0, 7, 12]"),
+        ([12], "0 at the start, got 12 at index 0; for lengths [12] it is [0, 12]"),
+        ([0, 8, 4], "non-decreasing, got 4 at index 2; for lengths [0, 8, 4] it is [0, 0, 8, 12]"),
+        (
+            [0, 5, 7],
+            "N = 12 at the end, got 7 at index 2; for lengths [0, 5, 7] it is [0, 0, 5, 12]",
+        ),
+        (
+            [2, 1, 3, 1, 2, 1, 2],
+            "0 at the start, got 2 at index 0; for lengths [2, 1, 3, 1, 2, 1, ...] it is "
+            "[0, 2, 3, 6, 7, 9, ...]",
+        ),
+        ([1, 5], "0 at the start, got 1 at index 0"),
+    ],
+    ids=str,
+)
+def test_lengths_in_place_of_boundaries(cell: str, lengths: list[int], message: str) -> None:
+    name = type(make(cell)).__name__
+    for given in (lengths, torch.tensor(lengths, dtype=torch.int32)):
+        with pytest.raises(ValueError, match=r"must be") as error:
+            make(cell)(FLAT, cu_seqlens=given)
+        assert str(error.value) == f"{name}: cu_seqlens must be {message}"
+
+
+@both_cells
 def test_flat_input_of_a_wrong_shape_or_dtype(cell: str) -> None:
     for shape in ((N, FEATURES + 1), (N,), (), (1, 1, N, FEATURES)):
         check(cell, ValueError, "input", f"{list(shape)}", torch.zeros(shape), cu_seqlens=BOUNDS)

@@ -174,7 +174,7 @@ def test_nothing_changes_the_input(name: str) -> None:
         (
             {"mask": torch.ones(3, 2, dtype=torch.bool)},
             ValueError,
-            "mask must be [B, T] = [2, 3], got [3, 2]",
+            "mask must be [B, T] = [2, 3], got [3, 2], its transpose",
         ),
         (
             {"mask": torch.ones(2, 3, dtype=torch.complex64)},
@@ -205,7 +205,19 @@ def test_a_mask_is_laid_out_as_the_tokens(name: str) -> None:
         CALLS[name](
             torch.randn(3, 2, SIZE), mask=torch.ones(2, 3, dtype=torch.bool), batch_first=False
         )
-    assert str(caught.value) == f"{name}: mask must be [T, B] = [3, 2], got [2, 3]"
+    message = f"{name}: mask must be [T, B] = [3, 2], got [2, 3], its transpose"
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_values_that_are_nowhere(name: str) -> None:
+    """A meta tensor has none, for tokens that have."""
+    x = torch.randn(2, 3, SIZE)
+    for what, given in (("lengths", torch.tensor([1, 2])), ("mask", torch.ones(2, 3).bool())):
+        with pytest.raises(ValueError, match="meta") as caught:
+            CALLS[name](x, **{what: given.to("meta")})
+        expected = "on a device with values, as the input's cpu is"
+        assert str(caught.value) == f"{name}: {what} must be {expected}, got meta"
 
 
 @pytest.mark.parametrize(

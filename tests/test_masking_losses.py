@@ -224,11 +224,20 @@ def test_bfloat16(reduction: str) -> None:
             ValueError,
             "input must be [T, B, C], got [2, 3]",
         ),
+        (((2, 3, 4), (2, 5)), {}, ValueError, "target must be [B, T] = [2, 3], got [2, 5]"),
         (
-            ((2, 3, 4), (2, 4)),
+            ((2, 3, 4), (2, 4)),  # as nn.CrossEntropyLoss takes them
             {},
             ValueError,
-            "target must be [B, T] = [2, 3], got [2, 4]",
+            "target must be [B, T] = [2, 3], got [2, 4]; in input classes come last: pass "
+            "input.transpose(1, 2)",
+        ),
+        (
+            ((4, 3, 2), (4, 2)),
+            {"batch_first": False},
+            ValueError,
+            "target must be [T, B] = [4, 3], got [4, 2]; in input classes come last: pass "
+            "input.transpose(1, 2)",
         ),
         (((2, 3, 4), (2,)), {}, ValueError, "target must be [B, T, *], got [2]"),
     ],

@@ -318,7 +318,12 @@ DONES = torch.zeros(2, 3, dtype=torch.bool)
             ValueError,
             "lengths must be in [0, T] = [0, 3], got 4 at index 1",
         ),
-        ((DONES,), {"mask": DONES.t()}, ValueError, "mask must be [B, T] = [2, 3], got [3, 2]"),
+        (
+            (DONES,),
+            {"mask": DONES.t()},
+            ValueError,
+            "mask must be [B, T] = [2, 3], got [3, 2], its transpose",
+        ),
     ],
 )
 def test_wrong_arguments(arguments, keywords, error: type[Exception], message: str) -> None:

@@ -8,7 +8,7 @@ waiting for them: a wrong one fails as a device-side assertion, as an index out 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from varlen_rnn import _hints
 from varlen_rnn._errors import InputShapeError, InputTypeError
 from varlen_rnn._tracing import in_jit_trace, tracing, unseen
 
@@ -23,9 +24,9 @@ Lengths = Tensor | Sequence[int] | np.ndarray[Any, Any]
 Mask = Tensor | Sequence[Any] | np.ndarray[Any, Any] | float
 
 
-def failure(name: str, what: str, expected: str, got: object) -> InputShapeError:
+def failure(name: str, what: str, expected: str, got: object, hint: str = "") -> InputShapeError:
     """The error of a shape or value."""
-    return InputShapeError(f"{name}: {what} must be {expected}, got {got}")
+    return InputShapeError(f"{name}: {what} must be {expected}, got {got}{hint}")
 
 
 def _recordable(name: str, what: str, values: Any) -> Any:
@@ -52,10 +53,17 @@ def as_array(name: str, what: str, values: Any, symbols: str) -> np.ndarray[Any,
         raise failure(name, what, symbols, "sequences of unequal lengths") from error
 
 
-def check_lengths(name: str, lengths: Lengths, num_steps: int | None, num_rows: int) -> Tensor:
+def check_lengths(
+    name: str,
+    lengths: Lengths,
+    num_steps: int | None,
+    num_rows: int,
+    batch_first: bool | None = None,
+) -> Tensor:
     """The lengths as ``[B]`` int64, each in ``[0, T]``, on the device they came from.
 
-    ``num_steps`` is None where there is no T yet.
+    ``num_steps`` is None where there is no T yet. ``batch_first`` is how the input was read, or
+    None if that is no question.
     """
     most = np.iinfo(np.int64).max if num_steps is None else num_steps
     lengths = _recordable(name, "lengths", lengths)
@@ -68,7 +76,7 @@ def check_lengths(name: str, lengths: Lengths, num_steps: int | None, num_rows: 
             raise TypeError(f"{name}: lengths must be integers, got {lengths.dtype}")
         if tracing() or not lengths.is_cpu:
             if not has_shape(lengths, (num_rows,)):
-                raise failure(name, "lengths", f"[B] = [{num_rows}]", list(lengths.shape))
+                raise _wrong_number(name, lengths.shape, num_steps, num_rows, batch_first)
             values = lengths.long()
             inside = (values >= 0) & (values <= most)
             _check_values(name, "lengths", expected, inside, values)
@@ -81,7 +89,7 @@ def check_lengths(name: str, lengths: Lengths, num_steps: int | None, num_rows: 
         got = type(lengths).__name__ if array.ndim == 0 else array.dtype
         raise TypeError(f"{name}: lengths must be integers, got {got}")
     if array.shape != (num_rows,):
-        raise failure(name, "lengths", f"[B] = [{num_rows}]", list(array.shape))
+        raise _wrong_number(name, array.shape, num_steps, num_rows, batch_first)
     if array.dtype != object:
         exact = array.astype(np.int64)
         if exact.view(np.uint64).max(initial=0) <= most:  # negative ones become large
@@ -91,6 +99,19 @@ def check_lengths(name: str, lengths: Lengths, num_steps: int | None, num_rows: 
         got = f"{array[outside[0]]} at index {outside[0]}"
         raise failure(name, "lengths", expected, got)
     return torch.from_numpy(array.astype(np.int64))
+
+
+def _wrong_number(
+    name: str,
+    shape: Sequence[int],
+    num_steps: int | None,
+    num_rows: int,
+    batch_first: bool | None,
+) -> InputShapeError:
+    hint = ""
+    if len(shape) == 1 and num_steps is not None and batch_first is not None:
+        hint = _hints.order(num_rows, num_steps, shape[0], batch_first)
+    return failure(name, "lengths", f"[B] = [{num_rows}]", list(shape), hint)
 
 
 _FLAGS = "bool, or integers or floats 0 and 1"
@@ -128,13 +149,22 @@ def _as_tensor(name: str, what: str, flags: Mask, shape: Sequence[int], symbols:
 
 def _check_flags(name: str, what: str, flags: Tensor, shape: Sequence[int], symbols: str) -> Tensor:
     if not has_shape(flags, shape):
-        raise failure(name, what, f"{symbols} = {list(shape)}", list(flags.shape))
+        got = list(flags.shape)
+        hint = ", its transpose" if len(got) == 2 and got[::-1] == list(shape) else ""
+        raise failure(name, what, f"{symbols} = {list(shape)}", got, hint)
     if flags.dtype == torch.bool:
         return flags
     if flags.dtype not in _FLOATS and not _is_integer(flags.dtype):
         raise TypeError(f"{name}: {what} must be {_FLAGS}, got {flags.dtype}")
     _check_values(name, what, _FLAGS, (flags == 0) | (flags == 1), flags)
     return flags != 0
+
+
+def on_device(name: str, what: str, checked: Tensor, device: torch.device) -> Tensor:
+    """An argument on the device of the tokens, which a meta tensor has no values for."""
+    if checked.device.type == "meta" and device.type != "meta":
+        raise failure(name, what, f"on a device with values, as the input's {device} is", "meta")
+    return checked.to(device)
 
 
 def check_cu_seqlens(
@@ -156,11 +186,16 @@ def check_cu_seqlens(
         raise failure(name, what, "[B + 1]", list(cu_seqlens.shape))
     bounds = cu_seqlens.long().contiguous()
     first, last = bounds[:1], bounds[-1:]
-    _check_values(name, what, "0 at the start", first == 0, first)
+
+    def hint() -> str:
+        return _hints.cumulative(bounds, num_tokens)
+
+    _check_values(name, what, "0 at the start", first == 0, first, hint=hint)
     rising = bounds[1:] >= bounds[:-1]
-    _check_values(name, what, "non-decreasing", rising, bounds[1:], start=1)
+    _check_values(name, what, "non-decreasing", rising, bounds[1:], start=1, hint=hint)
     at_end = "N at the end" if tracing() else f"N = {num_tokens} at the end"
-    _check_values(name, what, at_end, last == num_tokens, last, start=bounds.shape[0] - 1)
+    start = bounds.shape[0] - 1
+    _check_values(name, what, at_end, last == num_tokens, last, start, hint)
     return bounds
 
 
@@ -275,7 +310,13 @@ def _is_integer(dtype: torch.dtype) -> bool:
 
 
 def _check_values(
-    name: str, what: str, expected: str, right: Tensor, values: Tensor, start: int = 0
+    name: str,
+    what: str,
+    expected: str,
+    right: Tensor,
+    values: Tensor,
+    start: int = 0,
+    hint: Callable[[], str] | None = None,
 ) -> None:
     """Fails where ``right`` is False; ``values`` has its shape, and counts from ``start``."""
     if tracing() or right.device.type in ("cuda", "meta"):
@@ -285,4 +326,4 @@ def _check_values(
         index = (~right).nonzero()[0].tolist()
         got = values[tuple(index)].item()
         where = index if len(index) > 1 else index[0] + start
-        raise failure(name, what, expected, f"{got} at index {where}")
+        raise failure(name, what, expected, f"{got} at index {where}", hint() if hint else "")

@@ -10,6 +10,7 @@ import warnings
 import torch  # its shared libraries must be in memory before the extension's
 
 DISABLE = "VARLEN_RNN_DISABLE_EXTENSION"
+CPU_ISA = "VARLEN_RNN_CPU_ISA"
 
 
 def _load() -> str | None:
@@ -26,8 +27,11 @@ def _load() -> str | None:
         return str(error)
     # Only OpenMP runs all parts of a parallel loop at the same time.
     _C.set_workers_may_wait("ATen parallel backend: OpenMP" in torch.__config__.parallel_info())
-    wanted = os.environ.get("VARLEN_RNN_CPU_ISA")
+    wanted = os.environ.get(CPU_ISA)
     if wanted:
+        available = _C.available_cpu_isas()
+        if wanted not in available:
+            raise ValueError(f"{CPU_ISA} must be one of {available}, got {wanted!r}")
         _C.set_cpu_isa(wanted)
     return None
 

@@ -21,6 +21,7 @@ from varlen_rnn._checks import (
     check_packed_resets,
     check_resets,
     check_same_rows,
+    on_device,
 )
 from varlen_rnn.layout import Layout
 
@@ -112,8 +113,11 @@ def _padded(
                 raise ValueError(f"{name}: lengths and mask must not both be given, got both")
             if unbatched:
                 form = "[B, T, I]" if batch_first else "[T, B, I]"
-                raise ValueError(f"{name}: lengths need a batch {form}, got one sequence [T, I]")
-            arrays["lengths"] = check_lengths(name, lengths, num_steps, num_rows)
+                raise ValueError(
+                    f"{name}: lengths need a batch {form}, got one sequence [T, I]; "
+                    "a flat batch [N, I] takes cu_seqlens"
+                )
+            arrays["lengths"] = check_lengths(name, lengths, num_steps, num_rows, batch_first)
         if mask is not None:
             arrays["mask"] = check_mask(name, "mask", mask, leading, symbols)
         if resets is not None:
@@ -121,7 +125,7 @@ def _padded(
         return layout.from_padded(
             num_steps,
             num_rows,
-            **_together(arrays, x.device),
+            **_together(name, arrays, x.device),
             batch_first=batch_first and not unbatched,
             bidirectional=bidirectional,
         ).to(x.device)
@@ -143,12 +147,13 @@ def _flat(
     num_tokens = input.shape[0]
 
     def make(cu_seqlens: Lengths, resets: Mask | None) -> Layout:
-        bounds = check_cu_seqlens(name, cu_seqlens, num_tokens)
-        arrays = {"first": bounds[:-1], "lengths": bounds.diff()}
+        arrays = {"cu_seqlens": check_cu_seqlens(name, cu_seqlens, num_tokens)}
         if resets is not None:
             arrays["resets"] = check_resets(name, "resets", resets, (num_tokens,), "[N]")
+        arrays = _together(name, arrays, input.device)
+        bounds = arrays.pop("cu_seqlens")
         return layout.from_flat(
-            num_flat_rows=num_tokens, **_together(arrays, input.device), bidirectional=bidirectional
+            bounds[:-1], bounds.diff(), num_tokens, **arrays, bidirectional=bidirectional
         ).to(input.device)
 
     batch = _transforms.layout_of(make, cu_seqlens, resets)
@@ -207,7 +212,7 @@ def _packed(
             sorted_indices,
             unsorted_indices,
             x.shape[0],
-            **_together(arrays, x.device),
+            **_together(name, arrays, x.device),
             bidirectional=bidirectional,
         ).to(x.device)
 
@@ -219,8 +224,8 @@ def _packed(
     return Batch(x, batch, restore)
 
 
-def _together(arrays: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+def _together(name: str, arrays: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """All on the CPU if they are there, else on the tokens' device."""
     if all(array.is_cpu for array in arrays.values()):
         return arrays
-    return {what: array.to(device) for what, array in arrays.items()}
+    return {what: on_device(name, what, array, device) for what, array in arrays.items()}

@@ -68,7 +68,7 @@ def lengths_of(
     num_steps, num_rows = input.shape[:2]
     if module.batch_first:
         num_steps, num_rows = num_rows, num_steps
-    checked = check_lengths(name, lengths, num_steps, num_rows)
+    checked = check_lengths(name, lengths, num_steps, num_rows, module.batch_first)
     # Those that are wrong stay so in 32 bits, where ONNX Runtime refuses them.
     return checked.clamp(-1, 2**31 - 1).int()
 

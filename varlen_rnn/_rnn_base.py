@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from varlen_rnn import _forms, _onnx, ops
+from varlen_rnn import _forms, _hints, _onnx, ops
 from varlen_rnn._checks import failure
 from varlen_rnn._errors import InputShapeError, InputTypeError
 from varlen_rnn._tracing import in_jit_trace, unseen
@@ -101,12 +101,12 @@ class VarLenRNNBase(nn.RNNBase):
             lengths = _onnx.lengths_of(self, input, which, output_states)
             if states is not None:
                 rows = [] if data.dim() == 2 else [data.shape[0 if self.batch_first else 1]]
-                self._check_states(states, state_sizes, data, rows)
+                self._check_states(states, state_sizes, data, rows, input)
             return _onnx.run(self, data, states, weights, lengths)
         batch = _forms.read(name, input, which, self.batch_first, self.bidirectional)
         if states is not None:
             rows = [] if batch.unbatched else [batch.layout.num_rows]
-            self._check_states(states, state_sizes, batch.x, rows)
+            self._check_states(states, state_sizes, batch.x, rows, input)
             if batch.unbatched:
                 states = tuple([s.unsqueeze(1) for s in states])
         arrays = batch.layout
@@ -239,7 +239,12 @@ class VarLenRNNBase(nn.RNNBase):
 
     @unseen
     def _check_states(
-        self, states: tuple[Tensor, ...], sizes: tuple[int, ...], x: Tensor, rows: Sequence[int]
+        self,
+        states: tuple[Tensor, ...],
+        sizes: tuple[int, ...],
+        x: Tensor,
+        rows: Sequence[int],
+        input: Tensor | PackedSequence,
     ) -> None:
         """``rows`` is ``[B]``, or ``[]`` for one sequence."""
         layers = self.num_layers * (2 if self.bidirectional else 1)
@@ -252,19 +257,33 @@ class VarLenRNNBase(nn.RNNBase):
                 and state.dtype == dtype
                 and state.device == device
             ):
-                self._fail_state(state, symbol, expected, x)
+                self._fail_state(state, symbol, expected, x, input)
 
     def _fail_state(
-        self, state: object, symbol: str, expected: tuple[int, ...], x: Tensor
+        self,
+        state: object,
+        symbol: str,
+        expected: tuple[int, ...],
+        x: Tensor,
+        input: Tensor | PackedSequence,
     ) -> NoReturn:
         """Says what is wrong with a state."""
         name, what = type(self).__name__, f"hx ({symbol}_0)"
+        hint = _hints.keyword(state) if symbol == "h" else ""
         if not isinstance(state, Tensor):
-            raise TypeError(f"{name}: {what} must be a Tensor, got {type(state).__name__}")
+            raise TypeError(f"{name}: {what} must be a Tensor, got {type(state).__name__}{hint}")
         if state.shape != expected:
             letter = "P" if symbol == "h" and self.proj_size else "H"
             form = f"[L * D, {letter}]" if len(expected) == 2 else f"[L * D, B, {letter}]"
-            raise self._fail(what, f"{form} = {list(expected)}", list(state.shape))
+            if (
+                isinstance(input, Tensor)
+                and input.dim() == state.dim() == 3
+                and not input.is_nested
+            ):
+                num_steps = input.shape[1 if self.batch_first else 0]
+                hint = _hints.order(expected[1], num_steps, state.shape[1], self.batch_first)
+            got = list(state.shape)
+            raise failure(name, what, f"{form} = {list(expected)}", got, hint)
         if state.dtype != x.dtype:
             raise InputTypeError(
                 f"{name}: {what} must have the input's dtype {x.dtype}, got {state.dtype}"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
-from varlen_rnn import ops
+from varlen_rnn import _hints, ops
 from varlen_rnn._checks import Lengths, Mask
 from varlen_rnn._rnn_base import VarLenRNNBase
 from varlen_rnn.layout import Layout
@@ -202,7 +202,8 @@ class VarLenLSTM(VarLenRNNBase):
             )
         if hx is not None and not (isinstance(hx, (tuple, list)) and len(hx) == 2):
             got = f"{len(hx)} of them" if isinstance(hx, (tuple, list)) else type(hx).__name__
-            raise TypeError(f"VarLenLSTM: hx must be a tuple (h_0, c_0), got {got}")
+            name, hint = type(self).__name__, _hints.keyword(hx)
+            raise TypeError(f"{name}: hx must be a tuple (h_0, c_0), got {got}{hint}")
         sizes = (self.proj_size or self.hidden_size, self.hidden_size)
         states = None if hx is None else (hx[0], hx[1])
         which = (lengths, mask, resets, cu_seqlens)

@@ -9,7 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varlen_rnn._checks import Lengths, Mask, as_array, check_lengths, check_mask, failure
+from varlen_rnn._checks import (
+    Lengths,
+    Mask,
+    as_array,
+    check_lengths,
+    check_mask,
+    failure,
+    on_device,
+)
 from varlen_rnn._errors import InputIndexError
 from varlen_rnn._tracing import tracing
 
@@ -27,12 +35,12 @@ def valid_tokens(
         raise ValueError(f"{name}: lengths and mask must not both be given, got both")
     if mask is not None:
         symbols = "[B, T]" if batch_first else "[T, B]"
-        return check_mask(name, "mask", mask, shape, symbols).to(device)
+        return on_device(name, "mask", check_mask(name, "mask", mask, shape, symbols), device)
     if lengths is None:
         return torch.ones(*shape, dtype=torch.bool, device=device)
     num_rows, num_steps = shape if batch_first else reversed(shape)
-    checked = check_lengths(name, lengths, num_steps, num_rows).to(device)
-    return right_padded(checked, num_steps, batch_first)
+    checked = check_lengths(name, lengths, num_steps, num_rows)
+    return right_padded(on_device(name, "lengths", checked, device), num_steps, batch_first)
 
 
 def right_padded(lengths: Tensor, num_steps: int, batch_first: bool) -> Tensor:

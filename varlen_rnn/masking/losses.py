@@ -79,7 +79,10 @@ def masked_cross_entropy(
     expected = list(input.shape if probabilities else shape)
     if list(target.shape) != expected:
         symbols = f"[{steps}, C]" if probabilities else f"[{steps}]"
-        raise failure(name, "target", f"{symbols} = {expected}", list(target.shape))
+        got, hint = list(target.shape), ""
+        if got == [input.shape[0], input.shape[2]]:
+            hint = "; in input classes come last: pass input.transpose(1, 2)"
+        raise failure(name, "target", f"{symbols} = {expected}", got, hint)
 
     valid = valid_tokens(name, shape, input.device, lengths, mask, batch_first)
     if not probabilities:
