@@ -222,6 +222,48 @@ def test_copies_compute_the_same_bits(cell: str, how: str) -> None:
     assert not any(buffer.data_ptr() == own[name] for name, buffer in quantized.named_buffers())
 
 
+@pytest.mark.parametrize("options", [{}, {"strict": False}, {"assign": True}], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_state_dict_of_the_other_kind(cell: str, options: dict[str, bool]) -> None:
+    """One line says what to do, and nothing is loaded."""
+    model = nn.ModuleDict({"rnn": OURS[cell](3, 4, 2, bidirectional=True), "head": nn.Linear(8, 2)})
+    quantized = quantize_dynamic(model)
+    cases = (
+        (
+            quantized,
+            f"Quantized{type(model['rnn']).__name__}: rnn.weight_ih_l0 must be torch.int8, got "
+            "torch.float32; load it into the model before quantize_dynamic",
+        ),
+        (
+            model,
+            f"{type(model['rnn']).__name__}: rnn.weight_ih_l0 must be floating point, got "
+            "torch.int8; load it into quantize_dynamic(model)",
+        ),
+    )
+    for module, message in cases:
+        other = model if module is quantized else quantized
+        before = copy.deepcopy(module["rnn"].state_dict())
+        with pytest.raises(RuntimeError, match="Error") as error:
+            module.load_state_dict(other.state_dict(), **options)
+        assert str(error.value).splitlines()[1:] == [f"\t{message}"]
+        for name, tensor in module["rnn"].state_dict().items():
+            assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("make", [VarLenLSTM, QuantizedVarLenLSTM])
+def test_a_state_dict_of_the_same_kind_is_loaded_as_ever(make: type[nn.Module]) -> None:
+    module, other = make(3, 4), make(3, 4)
+    assert not any(module.load_state_dict(other.state_dict()))
+    assert_bitwise(module(torch.ones(2, 3))[0].detach(), other(torch.ones(2, 3))[0].detach())
+    without = other.state_dict()
+    missing = [without.popitem()[0]]
+    assert module.load_state_dict(without, strict=False).missing_keys == missing
+    with pytest.raises(RuntimeError, match=rf'Missing key.s. in state_dict: "{missing[0]}"'):
+        module.load_state_dict(without)
+    with pytest.raises(RuntimeError, match="size mismatch for weight_ih_l0"):
+        module.load_state_dict(make(5, 4).state_dict())
+
+
 def test_weights_take_a_quarter_of_the_memory() -> None:
     rnn = VarLenLSTM(256, 256)
     sizes = [sum(t.nbytes for t in m.state_dict().values()) for m in (quantize_dynamic(rnn), rnn)]

@@ -41,6 +41,13 @@ def cumulative(lengths: Tensor, num_tokens: int) -> str:
     return f"; for lengths {_shown(lengths.tolist())} it is {_shown(bounds)}"
 
 
+def other_weights(dtype: torch.dtype) -> str:
+    """For a ``state_dict`` with int8 weights where others belong, or the other way round."""
+    if dtype == torch.int8:
+        return f" must be floating point, got {dtype}; load it into quantize_dynamic(model)"
+    return f" must be torch.int8, got {dtype}; load it into the model before quantize_dynamic"
+
+
 def _shown(numbers: Sequence[int], most: int = 6) -> str:
     parts = [str(number) for number in numbers[:most]] + ["..."] * (len(numbers) > most)
     return f"[{', '.join(parts)}]"

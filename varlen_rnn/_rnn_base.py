@@ -20,6 +20,8 @@ from varlen_rnn.layout import Layout
 class VarLenRNNBase(nn.RNNBase):
     """Both cells. Weights are read by name at every call, never through a flat buffer."""
 
+    _has_int8_weights = False
+
     @property
     def _flat_weights(self) -> list[Tensor | None]:
         return [getattr(self, name, None) for name in self._flat_weights_names]
@@ -42,6 +44,27 @@ class VarLenRNNBase(nn.RNNBase):
         self.__dict__.pop("_flat_weights", None)  # of an object that nn.LSTM has saved
         # Torch's references to its flat buffer, which would keep weights from being swapped.
         self._flat_weight_refs = []
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Does not list what is missing or differs where weights of the other kind come."""
+        found: tuple[list[str], list[str], list[str]] = ([], [], [])
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *found)
+        weight: Any = state_dict.get(f"{prefix}weight_ih_l0")
+        if weight is not None and (weight.dtype == torch.int8) != self._has_int8_weights:
+            name = f"{type(self).__name__}: {prefix}weight_ih_l0"
+            found = ([], [], [name + _hints.other_weights(weight.dtype)])
+        missing_keys += found[0]
+        unexpected_keys += found[1]
+        error_msgs += found[2]
 
     def flatten_parameters(self) -> None:
         """Does nothing; kept because code written for ``torch.nn.LSTM`` calls it."""

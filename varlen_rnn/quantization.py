@@ -24,6 +24,8 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 class _QuantizedBase(VarLenRNNBase):
     """Both cells: int8 weights, their scales and biases as buffers, in the kernels' order."""
 
+    _has_int8_weights = True
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         _check(type(self).__name__, "", self)
