@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from varlen_rnn import reference
+from varlen_rnn._tracing import tracing
 from varlen_rnn.layout import Layout
 
 _NUM_ARRAYS = 5  # of the layout, which the last arguments of every forward op begin with
@@ -78,7 +79,7 @@ def differentiable(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
             ctx.set_materialize_grads(False)
             ctx.mark_non_differentiable(gates)
             ctx.allow_tf32 = args[-1]
-            ctx.save_for_backward(*args[:-1], outputs[0], gates, *cells)
+            ctx.save_for_backward(*args[:-1], _as_it_is(outputs[0]), gates, *cells)
             return outputs
 
         @staticmethod
@@ -96,6 +97,16 @@ def differentiable(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
     named: Any = type(cell.name.upper(), (Function,), {})
     apply: Callable[..., tuple[Tensor, ...]] = named.apply
     return apply
+
+
+def _as_it_is(out: Tensor) -> Tensor:
+    """The output for the backward pass, which the caller may change in place, as by ``relu_``.
+
+    They share memory until somebody writes to one of them, or asks for memory to write to. What
+    inductor compiles always asks, and CUDA's allocator does not keep track of streams for such
+    memory: there torch refuses the backward pass if the output was changed.
+    """
+    return torch._lazy_clone(out) if out.is_cpu and not tracing() else out
 
 
 def not_differentiable(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:

@@ -170,7 +170,9 @@ class VarLenLSTM(VarLenRNNBase):
         Returns:
             The output in the form of the input, ``[..., D * P]``, zero at padding; and
             ``(h_n, c_n)``, the states after each row's last valid token, shaped as ``hx``. A row
-            without valid tokens keeps its ``hx``.
+            without valid tokens keeps its ``hx``. All of them may be changed in place in training,
+            too; the output not under ``torch.compile`` and on CUDA, where the backward pass reads
+            it and torch refuses to run it.
 
         Raises:
             ValueError: a shape or a value that does not fit, or ``lengths``, ``mask`` or
