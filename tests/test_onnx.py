@@ -6,6 +6,7 @@ An export takes seconds, so that all tests of a configuration share one.
 from __future__ import annotations
 
 import functools
+import io
 import subprocess
 import sys
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from helpers import (
 )
 from torch import Tensor, nn
 from torch.export import Dim
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import varlen_rnn
 from varlen_rnn import _onnx
@@ -283,6 +284,39 @@ def test_int8_weights_are_refused(cell: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(_onnx, "exporting", lambda: True)
     with pytest.raises(NotImplementedError, match="an ONNX export must have float32 weights"):
         quantized(torch.randn(4, INPUT_SIZE))
+
+
+class Packs(nn.Module):
+    """As models do that were written for nn.LSTM."""
+
+    def __init__(self, rnn: nn.Module) -> None:
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(x, lengths, batch_first=True)
+        return pad_packed_sequence(self.rnn(packed)[0], batch_first=True)[0]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("form", ["packed", "padded", "the module itself"])
+@both_cells
+def test_the_old_exporter_names_the_new_one(cell: str, form: str) -> None:
+    rnn = OURS[cell](INPUT_SIZE, HIDDEN_SIZE, batch_first=True).eval()
+    args: tuple[Any, ...] = torch.randn(3, 4, INPUT_SIZE), torch.tensor([4, 2, 1])
+    way = "must have dynamo=True, got .* pass dynamo=True, or export varlen_rnn.revert"
+    for layer, message in (
+        (rnn, f"^{type(rnn).__name__}: an ONNX export {way}"),
+        (
+            varlen_rnn.quantize_dynamic(rnn),
+            "^Quantized.*: an ONNX export must have float32 weights",
+        ),
+    ):
+        model = {"packed": Packs(layer), "padded": WithStates(layer)}.get(form, layer)
+        given = args[:1] if form == "the module itself" else args
+        with pytest.raises(NotImplementedError, match=message):
+            torch.onnx.export(model.eval(), given, io.BytesIO(), dynamo=False)
+        model(*given)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

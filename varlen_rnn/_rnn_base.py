@@ -66,6 +66,11 @@ class VarLenRNNBase(nn.RNNBase):
         unexpected_keys += found[1]
         error_msgs += found[2]
 
+    def _slow_forward(self, *args: Any, **keywords: Any) -> Any:
+        """What torch calls in place of ``forward`` while a call is traced."""
+        _onnx.refuse_old_exporter(self)
+        return super()._slow_forward(*args, **keywords)  # type: ignore[no-untyped-call]
+
     def flatten_parameters(self) -> None:
         """Does nothing; kept because code written for ``torch.nn.LSTM`` calls it."""
 

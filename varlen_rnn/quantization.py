@@ -72,10 +72,7 @@ class _QuantizedBase(VarLenRNNBase):
         if output_states:
             raise NotImplementedError(f"{name}: output_states must be False, got True")
         if _onnx.exporting():
-            raise NotImplementedError(
-                f"{name}: an ONNX export must have float32 weights, got int8; export the model as "
-                "it was before, and quantise what comes out with ONNX Runtime"
-            )
+            _onnx.refuse_int8(self)
         with torch.no_grad():
             if forward_ad._current_level < 0:
                 return super()._forward(input, states, state_sizes, which)
