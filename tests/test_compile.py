@@ -148,8 +148,9 @@ def test_what_was_recorded_checks_the_values_it_gets() -> None:
     compiled = torch.compile(rnn, backend="aot_eager", fullgraph=True)
     x, lengths = torch.randn(2, 5, 3), torch.tensor([5, 2])
     assert_bitwise(compiled(x, lengths=lengths)[0].detach(), rnn(x, lengths=lengths)[0].detach())
-    for wrong in ([6, 2], [5, -1]):
-        with pytest.raises(RuntimeError, match=r"lengths must be in \[0, T\]"):
+    for wrong, got in (([6, 2], "6 at index 0"), ([5, -1], "-1 at index 1")):
+        message = rf"lengths must be in \[0, T\] = \[0, 5\], got {got}"
+        with pytest.raises(RuntimeError, match=message):
             compiled(x, lengths=torch.tensor(wrong))
     with pytest.raises(RuntimeError, match="cu_seqlens must be N at the end"):
         compiled(x[0], cu_seqlens=torch.tensor([0, 2, 4]))

@@ -23,6 +23,7 @@ from varlen_rnn._checks import (
     check_same_rows,
     on_device,
 )
+from varlen_rnn._tracing import tracing
 from varlen_rnn.layout import Layout
 
 
@@ -117,7 +118,11 @@ def _padded(
                     f"{name}: lengths need a batch {form}, got one sequence [T, I]; "
                     "a flat batch [N, I] takes cu_seqlens"
                 )
-            arrays["lengths"] = check_lengths(name, lengths, num_steps, num_rows, batch_first)
+            tensors = (t for t in (lengths, resets) if isinstance(t, Tensor))
+            arrays["lengths"] = check_lengths(
+                *(name, lengths, num_steps, num_rows, batch_first),
+                values_later=tracing() and layout.made_by_op(*tensors),
+            )
         if mask is not None:
             arrays["mask"] = check_mask(name, "mask", mask, leading, symbols)
         if resets is not None:

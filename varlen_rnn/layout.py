@@ -287,8 +287,7 @@ def _from_rows(
     ``resets`` are ``[R]``.
     """
     which = (lengths, first, mask, resets)
-    on_cpu = all(array is None or array.is_cpu for array in which)
-    if on_cpu and _compiled():
+    if made_by_op(*which):
         positions = _without_elements(*((num_rows, num_steps) if first is None else (num_steps,)))
         arrays = torch.ops.varlen_rnn.layout_from_rows(
             positions, *which, batch_first, at_capacity=tracing()
@@ -299,7 +298,16 @@ def _from_rows(
     layout = Layout(
         *_index_arrays.from_rows(*which, num_rows, num_steps, batch_first, bidirectional)
     )
-    return layout.exact() if on_cpu and not in_jit_trace() else layout
+    return layout.exact() if _on_cpu(*which) and not in_jit_trace() else layout
+
+
+def made_by_op(*arrays: Tensor | None) -> bool:
+    """Whether a compiled op makes the layout of such arrays, and checks their lengths."""
+    return _compiled() and _on_cpu(*arrays)
+
+
+def _on_cpu(*arrays: Tensor | None) -> bool:
+    return all(array is None or array.is_cpu for array in arrays)
 
 
 def _compiled() -> bool:
