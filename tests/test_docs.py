@@ -129,7 +129,7 @@ def test_the_api_page_takes_no_text_for_a_type(api_page: str) -> None:
 
 BLOCK = re.compile(r"^```(\w+)(?: +(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # A block of Python may say whose it is: ours if it says nothing. These are not run.
-NOT_RUN = {"keras", "torchrl", "flash-attn"}
+NOT_RUN = {"keras", "torchrl", "flash-attn", "sb3-contrib", "transformers", "accelerate", "darts"}
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
