@@ -29,7 +29,7 @@ SANITIZER := build/sanitizer
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 # What tests programs, builds and compilers, whose fallback is the same code.
 WITHOUT_PROGRAMS := $(patsubst %,--ignore=%,$(wildcard tests/test_example*.py tests/test_benchmarks*.py \
-  tests/test_build*.py tests/test_data.py tests/test_distributed.py tests/test_masking_tracing.py tests/test_wheel.py))
+  tests/test_build*.py tests/test_data.py tests/test_install.py tests/test_distributed.py tests/test_masking_tracing.py tests/test_wheel.py))
 MATH := build/math
 
 help:  ## show this list

@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -23,6 +22,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "csrc"))
+from build_backend import OLDEST_TORCH, find_torch, torch_release  # noqa: E402
+
 EXTENSION = "VARLEN_RNN_EXTENSION"
 CUDA = "VARLEN_RNN_CUDA"
 ARCHS = "VARLEN_RNN_CUDA_ARCHS"
@@ -102,10 +104,21 @@ def package_dir(name: str) -> Path:
     return Path(spec.origin).parent if spec and spec.origin else missing(name)
 
 
+def torch_dir() -> Path:
+    """The folder of torch."""
+    folder = find_torch() or missing("torch")
+    release = torch_release(folder)
+    if release < OLDEST_TORCH:
+        oldest, found = (".".join(map(str, numbers)) for numbers in (OLDEST_TORCH, release))
+        fail(f"the build needs torch {oldest} or newer, got {found or 'none'} in {folder}")
+    return folder
+
+
 def find_tool(name: str, folder: str) -> str:
     """An executable: from the Python package of that name, else from PATH."""
-    path = getattr(importlib.import_module(name), folder) if find_spec(name) else None
-    return shutil.which(name, path=path) or missing(name)
+    path = getattr(importlib.import_module(name), folder) if find_spec(name) else ""
+    # Where pip builds, what a package installed as a script is on PATH only.
+    return shutil.which(name, path=path) or shutil.which(name) or missing(name)
 
 
 class CMakeBuild(build_ext):
@@ -134,7 +147,7 @@ class CMakeBuild(build_ext):
 
     def cmake(self, compiler: str, cuda: str) -> list[str]:
         """Configures and builds everything; returns the names of what there is now."""
-        print(f"varlen_rnn: building _C with {compiler}, torch {version('torch')}", flush=True)
+        print(f"varlen_rnn: building _C with {compiler}, {torch_dir()}", flush=True)
         with_cuda = cuda != "0" and self.configure_cuda(compiler, required=cuda == "1")
         part = CUDA if with_cuda else EXTENSION
         if not with_cuda and not self.configure(compiler, "", VARLEN_RNN_CUDA="OFF"):
@@ -179,7 +192,7 @@ class CMakeBuild(build_ext):
             fail(f"no Python.h in {include}: install Python's headers, for example python3-dev")
         everywhere = {
             "CMAKE_MAKE_PROGRAM": find_tool("ninja", "BIN_DIR"),
-            "VARLEN_RNN_TORCH_DIR": package_dir("torch"),
+            "VARLEN_RNN_TORCH_DIR": torch_dir(),
             "VARLEN_RNN_PYBIND11_INCLUDE": package_dir("pybind11") / "include",
             "VARLEN_RNN_PYTHON_INCLUDE": include,
             "VARLEN_RNN_EXT_SUFFIX": sysconfig.get_config_var("EXT_SUFFIX"),
@@ -205,7 +218,8 @@ class CMakeBuild(build_ext):
         shutil.copy2(self.build_folder / target.name, target)
 
 
-sources = sorted(str(f.relative_to(ROOT)) for f in (ROOT / "csrc").rglob("*") if f.is_file())
+files = [f for f in (ROOT / "csrc").rglob("*") if f.is_file() and f.parent.name != "__pycache__"]
+sources = sorted(str(f.relative_to(ROOT)) for f in files)
 setup(
     # `depends` puts the sources into the source distribution.
     ext_modules=[

@@ -51,6 +51,7 @@ class Project:
         shutil.copy(ROOT / "setup.py", folder)
         for name in ("csrc", "varlen_rnn"):
             (folder / name).mkdir()
+        shutil.copy(ROOT / "csrc" / "build_backend.py", folder / "csrc")
         (folder / "csrc" / "CMakeLists.txt").write_text(PRETEND_BUILD)
         self.module = folder / "varlen_rnn" / f"_C{SUFFIX}"
         self.cuda_module = folder / "varlen_rnn" / f"_C_cuda{SUFFIX}"
@@ -79,6 +80,23 @@ def project(tmp_path: Path) -> Project:
     for package in ("cmake", "ninja", "pybind11"):
         pytest.importorskip(package)
     return Project(tmp_path)
+
+
+def test_a_tool_is_found_on_path_where_its_package_has_none(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where pip builds: it puts the scripts of packages elsewhere."""
+    (project.folder / "ninja.py").write_text('BIN_DIR = "/nowhere"')
+    monkeypatch.syspath_prepend(project.folder)
+    tools = project.folder / "path"
+    tools.mkdir()
+    for name, path in (("sh", None), ("ninja", sysconfig.get_path("scripts"))):
+        (tools / name).symlink_to(shutil.which(name, path=path))
+    for found in (True, False):
+        result = project.build(VARLEN_RNN_CUDA="0", PATH=str(tools))
+        (tools / "ninja").unlink(missing_ok=True)
+        assert (result.returncode == 0) == found
+        assert ("the build needs ninja" in result.stderr) == (not found)
 
 
 @pytest.mark.parametrize("cuda", ["", "1"])

@@ -1,0 +1,175 @@
+"""What users install: a source distribution and a git URL, built by pip where it hides torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from helpers import child_environment
+
+ROOT = Path(__file__).parents[1]
+PYTHON = Path("Scripts/python.exe" if os.name == "nt" else "bin/python")
+CALL = """
+import torch, varlen_rnn
+out, _ = varlen_rnn.VarLenGRU(3, 5)(torch.ones(4, 2, 3), lengths=[4, 1])
+assert out.shape == (4, 2, 5) and not out[1:, 1].any()
+print(varlen_rnn.build_info()["extension"], varlen_rnn.__file__)
+"""
+
+
+def run(*command: str | Path, folder: Path, **variables: str) -> str:
+    """Its output; a failure shows it."""
+    result = subprocess.run(
+        [str(part) for part in command],
+        cwd=folder,
+        env={**child_environment(**variables), "PYTHONPATH": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=1500,
+    )
+    assert not result.returncode, result.stdout[-5000:]
+    return result.stdout
+
+
+def site_packages(environment: Path) -> Path:
+    (found,) = environment.glob("**/site-packages")
+    return found
+
+
+def link_torch(into: Path) -> None:
+    """Torch, NumPy and all that they require, as pip would have installed them there."""
+    wanted, done = ["torch", "numpy"], set()
+    while wanted:
+        name = wanted.pop()
+        try:
+            package = distribution(name)
+        except PackageNotFoundError:  # of another platform
+            continue
+        for part in {file.parts[0] for file in package.files or []} - {"..", "__pycache__"}:
+            if not (into / part).exists():
+                (into / part).symlink_to(package.locate_file(part))
+        required = [re.match(r"[\w.-]+", r)[0] for r in package.requires or [] if "extra" not in r]
+        wanted += [other for other in required if other not in done]
+        done.add(name)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with torch and nothing of this package's."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False)
+    link_torch(site_packages(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a clone of this working tree would have, and nothing that a build has left."""
+    folder = tmp_path_factory.mktemp("clone")
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in filter(None, run(*listing, folder=ROOT).split("\0")):
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "all"]):
+        run(*git, *command, folder=folder)
+    return folder
+
+
+def install(what: str | Path, environment: Path, folder: Path, **variables: str) -> str:
+    """By pip with its defaults; what importing the package says."""
+    python = environment / PYTHON
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python]
+    log = run(*pip, "install", "--verbose", what, folder=folder, VARLEN_RNN_CUDA="0", **variables)
+    assert not re.search(r"Collecting torch\b|Downloading .*torch-", log)
+    said = run(python, "-W", "ignore", "-c", CALL, folder=folder)
+    run(*pip, "uninstall", "--yes", "varlen_rnn", folder=folder)
+    return said
+
+
+def test_a_source_distribution_is_compiled(environment: Path, clone: Path, tmp_path: Path) -> None:
+    """With torch's headers and libraries from where it is installed."""
+    build = "import sys, build_backend; build_backend.build_sdist(sys.argv[1])"
+    run(
+        sys.executable,
+        "-c",
+        f"import sys; sys.path.insert(0, 'csrc'); {build}",
+        tmp_path,
+        folder=clone,
+    )
+    (archive,) = tmp_path.glob("varlen_rnn-*.tar.gz")
+    said = install(archive, environment, tmp_path, VARLEN_RNN_EXTENSION="1")
+    assert said.split() == ["True", str(site_packages(environment) / "varlen_rnn" / "__init__.py")]
+
+
+def test_a_git_url_without_a_compiler(environment: Path, clone: Path, tmp_path: Path) -> None:
+    said = install(f"git+file://{clone}", environment, tmp_path, VARLEN_RNN_EXTENSION="0")
+    assert said.startswith("False ")
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "csrc")
+    import build_backend
+
+    return build_backend
+
+
+def make_torch(folder: Path, version: str) -> Path:
+    (folder / "torch").mkdir(parents=True)
+    (folder / "torch" / "__init__.py").touch()
+    (folder / "torch" / "version.py").write_text(f"__version__ = '{version}'\n")
+    return folder / "torch"
+
+
+@pytest.mark.parametrize(
+    ("version", "asks"),
+    [("2.10.0", False), ("2.13.0+cpu", False), ("3.0.1", False), ("2.9.1", True), ("1.13", True)],
+)
+def test_torch_is_asked_for_where_there_is_none_that_is_new_enough(
+    version: str, asks: bool, backend: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_torch(tmp_path, version)
+    monkeypatch.delenv("VARLEN_RNN_EXTENSION", raising=False)
+    monkeypatch.setattr(sys, "path", ["/nowhere"])
+    monkeypatch.setattr(backend, "_path_of_environment", lambda: [str(tmp_path)])
+    for kind in ("wheel", "editable"):
+        name = f"get_requires_for_build_{kind}"
+        monkeypatch.setattr(backend.build_meta, name, lambda settings: ["others"])
+        assert getattr(backend, name)() == ["others", *["torch>=2.10"] * asks]
+    monkeypatch.setenv("VARLEN_RNN_EXTENSION", "0")  # what is not compiled needs no headers
+    assert backend.get_requires_for_build_wheel() == ["others"]
+
+
+def test_the_torch_of_the_build_s_own_environment_comes_first(
+    backend: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, hidden = make_torch(tmp_path / "own", "2.11"), make_torch(tmp_path / "other", "2.12")
+    monkeypatch.setattr(backend, "_path_of_environment", lambda: [str(hidden.parent)])
+    monkeypatch.setattr(sys, "path", [str(own.parent)])
+    assert backend.find_torch() == own
+    monkeypatch.setattr(sys, "path", [])
+    assert backend.find_torch() == hidden
+    monkeypatch.setattr(backend, "_path_of_environment", list)
+    assert backend.find_torch() is None
+
+
+def test_what_pip_hides_is_seen(
+    backend: ModuleType, environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(environment / PYTHON))
+    monkeypatch.setenv("PYTHONPATH", "/nowhere")
+    path = backend._path_of_environment()
+    assert str(site_packages(environment)) in path
+    assert "/nowhere" not in path
