@@ -287,6 +287,7 @@ def rows_in(batch: list[Tensor]) -> list[Tensor]:
     return batch
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_new_loader_goes_on_where_the_state_was_taken(workers: int) -> None:
     lengths = [5] * 40
@@ -300,6 +301,7 @@ def test_a_new_loader_goes_on_where_the_state_was_taken(workers: int) -> None:
     assert [[int(row[0]) for row in batch] for batch in loader] == expected
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 @pytest.mark.parametrize("workers", [0, 2])
 def test_in_a_loader(workers: int) -> None:
     lengths = random_lengths("long tail", 60)
