@@ -294,6 +294,71 @@ def test_wrong_lengths_raise_when_they_come(cell: str) -> None:
             traced(x, torch.tensor(wrong))
 
 
+X = torch.randn(2, 7, 3)
+FLAGS = torch.tensor([[1, 0, 1, 1, 0, 0, 1], [1, 1, 0, 0, 0, 1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("form", "x", "arguments"),
+    [
+        ("mask of integers", X, [2 * FLAGS.int()]),
+        ("mask of integers", X, [FLAGS / 2]),
+        ("mask of integers", X, [FLAGS.float() * torch.nan]),
+        ("mask", X, [FLAGS]),  # of another dtype
+        ("mask", X, [FLAGS.T.bool()]),
+        ("mask", X, [FLAGS[:1].bool()]),
+        ("mask", X, [FLAGS[:, :1].bool()]),
+        ("resets", X, [FLAGS.T.bool()]),
+        ("lengths", X, [torch.tensor([7])]),
+        ("flat", X[0], [torch.tensor([0, 3, 6])]),
+        ("flat", X[0], [torch.tensor([0, 8, 7])]),
+        ("flat", X[0], [torch.tensor([1, 3, 7])]),
+        ("flat and resets", X[0], [torch.tensor([0, 3, 7]), FLAGS.flatten().bool()]),
+        ("single mask and resets", X[0], [FLAGS[0, :3].bool(), FLAGS[1].bool()]),
+    ],
+)
+def test_what_does_not_fit_raises_when_it_comes(
+    form: str, x: Tensor, arguments: list[Tensor]
+) -> None:
+    """Also where the traced graph would go on without a word."""
+    model = Model(VarLenLSTM(3, 5, batch_first=True), form).eval()
+    traced = torch.jit.trace(model, model.example((4, 6), False))
+    with pytest.raises(RuntimeError, match=r"\w"):
+        traced(x, *arguments)
+    if form != "mask" or arguments[0].dtype == torch.bool:
+        with pytest.raises((ValueError, RuntimeError), match="must be"):
+            model(x, *arguments)
+
+
+class Packs(nn.Module):
+    """A PackedSequence made by hand, of what may be wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = VarLenLSTM(3, 5)
+
+    def forward(self, data: Tensor, batch_sizes: Tensor, order: Tensor) -> Tensor:
+        back = torch.argsort(order)
+        return self.rnn(PackedSequence(data, batch_sizes, order, back))[0].data
+
+
+def test_a_packed_sequence_that_is_none_raises_when_it_comes() -> None:
+    data, order = torch.randn(6, 3), torch.tensor([1, 0, 2])
+    model = Packs().eval()
+    traced = torch.jit.trace(model, (data, torch.tensor([3, 2, 1]), order))
+    longer = torch.tensor([2, 2, 2, 1]), torch.tensor([1, 0])
+    assert_bitwise(traced(torch.ones(7, 3), *longer), model(torch.ones(7, 3), *longer))
+    for sizes, indices in (
+        ([3, 1, 1, 0], [1, 0, 2]),
+        ([1, 2, 3], [0]),
+        ([3, 2], [1, 0, 2]),
+        ([3, 2, 1], [1, 0]),
+        ([3, 2, 1], [1, 1, 2]),
+    ):
+        with pytest.raises(RuntimeError, match=r"\w"):
+            traced(data, torch.tensor(sizes), torch.tensor(indices))
+
+
 @pytest.mark.parametrize(
     ("keywords", "what"),
     [

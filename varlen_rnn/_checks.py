@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from varlen_rnn import _hints
 from varlen_rnn._errors import InputShapeError, InputTypeError
-from varlen_rnn._tracing import in_jit_trace, tracing, unseen
+from varlen_rnn._tracing import asserted, in_jit_trace, tracing, unseen
 
 Lengths = Tensor | Sequence[int] | np.ndarray[Any, Any]
 Mask = Tensor | Sequence[Any] | np.ndarray[Any, Any] | float
@@ -43,6 +43,14 @@ def _recordable(name: str, what: str, values: Any) -> Any:
 def has_shape(tensor: Tensor, shape: Sequence[int]) -> bool:
     """Whether that is the tensor's shape."""
     return tensor.shape == tuple(shape)
+
+
+def _of_shape(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """The tensor, which has the shape already, and has it in later calls of a traced module."""
+    if not in_jit_trace():
+        return tensor
+    # Only of that very shape it can be both expanded and reshaped to it.
+    return torch.maximum(tensor.expand(*shape), tensor.reshape(*shape))
 
 
 def as_array(name: str, what: str, values: Any, symbols: str) -> np.ndarray[Any, Any]:
@@ -80,10 +88,11 @@ def check_lengths(
             if not has_shape(lengths, (num_rows,)):
                 raise _wrong_number(name, lengths.shape, num_steps, num_rows, batch_first)
             values = lengths.long()
-            if not values_later:
-                inside = (values >= 0) & (values <= most)
-                _check_values(name, "lengths", expected, inside, values)
-            return values
+            if values_later:
+                return values
+            values = _of_shape(values, (num_rows,))
+            inside = (values >= 0) & (values <= most)
+            return _check_values(name, "lengths", expected, inside, values)
         array = lengths.numpy(force=True)
     else:
         array = as_array(name, "lengths", lengths, "[B]")
@@ -155,12 +164,12 @@ def _check_flags(name: str, what: str, flags: Tensor, shape: Sequence[int], symb
         got = list(flags.shape)
         hint = ", its transpose" if len(got) == 2 and got[::-1] == list(shape) else ""
         raise failure(name, what, f"{symbols} = {list(shape)}", got, hint)
+    flags = _of_shape(flags, shape)
     if flags.dtype == torch.bool:
         return flags
     if flags.dtype not in _FLOATS and not _is_integer(flags.dtype):
         raise TypeError(f"{name}: {what} must be {_FLAGS}, got {flags.dtype}")
-    _check_values(name, what, _FLAGS, (flags == 0) | (flags == 1), flags)
-    return flags != 0
+    return _check_values(name, what, _FLAGS, (flags == 0) | (flags == 1), flags) != 0
 
 
 def on_device(name: str, what: str, checked: Tensor, device: torch.device) -> Tensor:
@@ -190,16 +199,17 @@ def check_cu_seqlens(
     bounds = cu_seqlens.long().contiguous()
     first, last = bounds[:1], bounds[-1:]
 
-    def hint() -> str:
-        return _hints.cumulative(bounds, num_tokens)
+    def check(expected: str, right: Tensor, values: Tensor, start: int = 0) -> Tensor:
+        def hint() -> str:
+            return _hints.cumulative(bounds, num_tokens)
 
-    _check_values(name, what, "0 at the start", first == 0, first, hint=hint)
+        return _check_values(name, what, expected, right, values, start, hint, bounds)
+
     rising = bounds[1:] >= bounds[:-1]
-    _check_values(name, what, "non-decreasing", rising, bounds[1:], start=1, hint=hint)
     at_end = "N at the end" if tracing() else f"N = {num_tokens} at the end"
-    start = bounds.shape[0] - 1
-    _check_values(name, what, at_end, last == num_tokens, last, start, hint)
-    return bounds
+    bounds = check("0 at the start", first == 0, first)
+    bounds = check("non-decreasing", rising, bounds[1:], start=1)
+    return check(at_end, last == num_tokens, last, bounds.shape[0] - 1)
 
 
 def check_offsets(
@@ -218,35 +228,37 @@ def check_offsets(
     ends = torch.cat((first[1:], first.new_full((1,), num_flat_rows)))
     inside = (first >= 0) & (lengths >= 0) & (first + lengths <= ends)
     expected = "such that no row overlaps the next"
-    _check_values(name, "input.lengths()", expected, inside, lengths)
-    return first, lengths
+    return first, _check_values(name, "input.lengths()", expected, inside, lengths)
 
 
 def check_same_rows(name: str, resets: Any, input: Any) -> None:
     """Fails if the resets of a jagged NestedTensor are not laid out as it is."""
-    _check_same(name, "resets.offsets()", resets.offsets(), input.offsets())
-    _check_same(name, "resets.lengths()", resets.lengths(), input.lengths())
+    flags = resets.values()
+    _check_same(name, "resets.offsets()", resets.offsets(), input.offsets(), flags)
+    _check_same(name, "resets.lengths()", resets.lengths(), input.lengths(), flags)
 
 
 def check_packed_resets(name: str, resets: PackedSequence, input: PackedSequence) -> Tensor:
     """The resets of a ``PackedSequence``, packed as it is: their data."""
-    _check_same(name, "resets.batch_sizes", resets.batch_sizes, input.batch_sizes)
-    _check_same(name, "resets.sorted_indices", resets.sorted_indices, input.sorted_indices)
-    return resets.data
+    sizes, indices = "resets.batch_sizes", "resets.sorted_indices"
+    flags = _check_same(name, sizes, resets.batch_sizes, input.batch_sizes, resets.data)
+    return _check_same(name, indices, resets.sorted_indices, input.sorted_indices, flags)
 
 
-def _check_same(name: str, what: str, got: Tensor | None, expected: Tensor | None) -> None:
-    """Fails if one is missing, or they have other values."""
+def _check_same(
+    name: str, what: str, got: Tensor | None, expected: Tensor | None, flags: Tensor
+) -> Tensor:
+    """The flags; fails if one of the others is missing, or they have other values."""
     if got is expected:
-        return
-    if got is None or expected is None or got.shape != expected.shape:
+        return flags
+    if got is None or expected is None or not has_shape(got, expected.shape):
         shape, of_input = (None if t is None else list(t.shape) for t in (got, expected))
         raise failure(name, what, f"the input's, of shape {of_input}", shape)
-    _check_values(name, what, "the input's", got == expected, got)
+    return _check_values(name, what, "the input's", got == expected, got, returned=flags)
 
 
-def check_packed(name: str, packed: PackedSequence) -> None:
-    """What torch's own functions make passes; a PackedSequence made by hand may not."""
+def check_packed(name: str, packed: PackedSequence) -> Tensor:
+    """The ``batch_sizes``. What torch's own functions make passes; what is made by hand may not."""
     what, num_tokens = "input.batch_sizes", packed.data.shape[0]
     batch_sizes = packed.batch_sizes
     if batch_sizes.dtype != torch.int64 or batch_sizes.device.type != "cpu":
@@ -254,31 +266,35 @@ def check_packed(name: str, packed: PackedSequence) -> None:
         raise InputTypeError(f"{name}: {what} must be torch.int64 on the CPU, got {got}")
     num_rows = None
     if tracing():
-        _check_unknown_batch_sizes(name, what, packed, num_tokens)
+        batch_sizes = _check_unknown_batch_sizes(name, what, packed, num_tokens)
     else:
         num_rows = _check_batch_sizes(name, what, batch_sizes, num_tokens)
     for field in ("sorted_indices", "unsorted_indices"):
         indices = getattr(packed, field)
         if indices is not None:
-            _check_permutation(name, f"input.{field}", indices, num_rows)
+            batch_sizes = _check_permutation(name, f"input.{field}", indices, num_rows, batch_sizes)
+    return batch_sizes
 
 
 def _check_unknown_batch_sizes(
     name: str, what: str, packed: PackedSequence, num_tokens: int
-) -> None:
+) -> Tensor:
     """What :func:`_check_batch_sizes` checks, and B, of values that a recorded call will get."""
     batch_sizes, sorted_indices = packed.batch_sizes, packed.sorted_indices
     if batch_sizes.dim() != 1:
         raise failure(name, what, "[S]", list(batch_sizes.shape))
     before = torch.cat((batch_sizes[:1], batch_sizes[:-1]))
     right = (batch_sizes >= 1) & (batch_sizes <= before)
-    _check_values(name, what, "positive and not increasing", right, batch_sizes)
+    batch_sizes = _check_values(name, what, "positive and not increasing", right, batch_sizes)
     total = batch_sizes.sum()
-    _check_values(name, what, "of sum N", total == num_tokens, total)
-    if sorted_indices is not None:
-        num_rows = batch_sizes[:1]
-        right = num_rows == sorted_indices.shape[0]
-        _check_values(name, "input.sorted_indices", "[B]", right, num_rows)
+    right = total == num_tokens
+    batch_sizes = _check_values(name, what, "of sum N", right, total, returned=batch_sizes)
+    if sorted_indices is None:
+        return batch_sizes
+    num_rows = batch_sizes[:1]
+    right = num_rows == sorted_indices.shape[0]
+    what = "input.sorted_indices"
+    return _check_values(name, what, "[B]", right, num_rows, returned=batch_sizes)
 
 
 def _check_batch_sizes(name: str, what: str, batch_sizes: Tensor, num_tokens: int) -> int:
@@ -292,20 +308,19 @@ def _check_batch_sizes(name: str, what: str, batch_sizes: Tensor, num_tokens: in
     return sizes[0]
 
 
-def _check_permutation(name: str, what: str, indices: Tensor, num_rows: int | None) -> None:
-    if num_rows is None:
-        in_order = indices.sort().values == torch.arange(indices.shape[0], device=indices.device)
-        _check_values(name, what, "a permutation of [0, B)", in_order, indices)
-        return
-    expected = f"a permutation of [0, B) = [0, {num_rows})"
-    if indices.is_cpu:
+def _check_permutation(
+    name: str, what: str, indices: Tensor, num_rows: int | None, batch_sizes: Tensor
+) -> Tensor:
+    """The ``batch_sizes``; fails for what is no permutation."""
+    expected = "a permutation of [0, B)" + ("" if num_rows is None else f" = [0, {num_rows})")
+    if num_rows is not None and indices.is_cpu:
         if sorted(indices.tolist()) != list(range(num_rows)):
             raise failure(name, what, expected, indices.tolist()[:8])
-        return
-    if indices.shape != (num_rows,):
+        return batch_sizes
+    if num_rows is not None and indices.shape != (num_rows,):
         raise failure(name, what, expected, f"shape {list(indices.shape)}")
-    in_order = indices.sort().values == torch.arange(num_rows, device=indices.device)
-    _check_values(name, what, expected, in_order, indices)
+    in_order = indices.sort().values == torch.arange(indices.shape[0], device=indices.device)
+    return _check_values(name, what, expected, in_order, indices, returned=batch_sizes)
 
 
 def _is_integer(dtype: torch.dtype) -> bool:
@@ -320,13 +335,18 @@ def _check_values(
     values: Tensor,
     start: int = 0,
     hint: Callable[[], str] | None = None,
-) -> None:
-    """Fails where ``right`` is False; ``values`` has its shape, and counts from ``start``."""
+    returned: Tensor | None = None,
+) -> Tensor:
+    """Fails where ``right`` is False; ``values`` has its shape, and counts from ``start``.
+
+    To be used of what was checked is what comes back: ``values``, or what is to be ``returned``.
+    """
+    returned = values if returned is None else returned
     if tracing() or right.device.type in ("cuda", "meta"):
-        torch._assert_async(right.all(), f"{name}: {what} must be {expected}")
-        return
+        return asserted(returned, right.all(), f"{name}: {what} must be {expected}")
     if not right.all():
         index = (~right).nonzero()[0].tolist()
         got = values[tuple(index)].item()
         where = index if len(index) > 1 else index[0] + start
         raise failure(name, what, expected, f"{got} at index {where}", hint() if hint else "")
+    return returned

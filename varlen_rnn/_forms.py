@@ -206,7 +206,7 @@ def _packed(
         resets: Mask | PackedSequence | None,
     ) -> Layout:
         packed = PackedSequence(x, batch_sizes, sorted_indices, unsorted_indices)
-        check_packed(name, packed)
+        batch_sizes = check_packed(name, packed)
         arrays = {}
         if isinstance(resets, PackedSequence):
             resets = check_packed_resets(name, resets, packed)

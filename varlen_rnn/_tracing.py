@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
+from torch import Tensor
 
 
 def tracing() -> bool:
@@ -22,6 +23,20 @@ def tracing() -> bool:
 def in_jit_trace() -> bool:
     """Whether ``torch.jit.trace`` records, which calls twice and compares, without gradients."""
     return torch._C._get_tracing_state() is not None  # faster than torch.jit.is_tracing
+
+
+def asserted(value: Tensor, right: Tensor, message: str) -> Tensor:
+    """``value``, whose call fails with a message where ``right`` is False when it runs.
+
+    A graph of ``torch.jit.trace`` drops what nothing depends on, so that what is returned has to be
+    used in place of ``value``.
+    """
+    if not in_jit_trace():
+        torch._assert_async(right, message)
+        return value
+    token = torch.zeros((), device=right.device)
+    token = torch.ops.aten._functional_assert_async.msg(right, message, token)
+    return value.masked_fill(token != 0, 0)
 
 
 CheckT = TypeVar("CheckT", bound=Callable[..., Any])

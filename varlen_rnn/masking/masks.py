@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from varlen_rnn._checks import Lengths, Mask, check_mask, check_resets, failure
-from varlen_rnn._tracing import in_jit_trace, tracing
+from varlen_rnn._tracing import asserted, in_jit_trace, tracing
 from varlen_rnn.masking._valid import (
     check_any_lengths,
     right_padded,
@@ -100,7 +100,7 @@ def mask_to_lengths(mask: Mask, *, batch_first: bool = True) -> Tensor:
     gaps = (valid[:, 1:] & ~valid[:, :-1]).any(1)
     expected = f"valid tokens first in every row (mask.sum({int(batch_first)}) counts any)"
     if tracing() or gaps.device.type in ("cuda", "meta"):
-        torch._assert_async(~gaps.any(), f"{name}: mask must be {expected}")
+        valid = asserted(valid, ~gaps.any(), f"{name}: mask must be {expected}")
     elif gaps.any():
         raise failure(
             name, "mask", expected, f"padding before a token in row {int(gaps.nonzero()[0])}"
