@@ -18,7 +18,7 @@ import torch
 from helpers import CELLS, HAS_EXTENSION, OURS, TORCH, assert_bitwise, states_of
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.func import grad, jvp, vmap
+from torch.func import grad, jacrev, jvp, vmap
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -270,18 +270,116 @@ def test_weights_take_a_quarter_of_the_memory() -> None:
     assert sizes[0] < 0.27 * sizes[1]
 
 
+NO_DERIVATIVE = r"^Quantized\w+: a layer with int8 weights must be used for inference alone, got a"
+
+
+class Embedded(nn.Module):
+    """Trainable layers before and behind one with int8 weights."""
+
+    def __init__(self, cell: str, **options: Any) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(10, 3)
+        self.rnn = quantize_dynamic(OURS[cell](3, 4, batch_first=True, **options))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Tokens ``[B, T]`` to ``[B, T, 2]``."""
+        return self.head(self.rnn(self.embedding(tokens), lengths=lengths)[0])
+
+
+TOKENS, LENGTHS = torch.randint(10, (3, 5)), torch.tensor([5, 0, 2])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_backward_pass_that_comes_through_raises(cell: str) -> None:
+    model = Embedded(cell, num_layers=2)
+    expected = model(TOKENS, LENGTHS)
+    with pytest.raises(NotImplementedError, match=NO_DERIVATIVE + " gradient; train the model"):
+        expected.sum().backward()
+    assert model.embedding.weight.grad is None
+    with torch.no_grad():
+        assert_bitwise(model(TOKENS, LENGTHS), expected.detach())
+    with torch.inference_mode():
+        assert_bitwise(model(TOKENS, LENGTHS).clone(), expected.detach())
+
+
+@pytest.mark.parametrize("of", ["out", "h_n", "c_n"])
+@pytest.mark.parametrize("argument", ["x", "h_0", "c_0"])
+def test_every_result_requires_a_gradient_if_an_argument_does(argument: str, of: str) -> None:
+    rnn = quantize_dynamic(VarLenLSTM(3, 4))
+    x, h_0, c_0 = torch.randn(5, 2, 3), torch.randn(1, 2, 4), torch.randn(1, 2, 4)
+    {"x": x, "h_0": h_0, "c_0": c_0}[argument].requires_grad_()
+    out, (h_n, c_n) = rnn(x, (h_0, c_0))
+    result = {"out": out, "h_n": h_n, "c_n": c_n}[of]
+    assert result.requires_grad
+    with pytest.raises(NotImplementedError, match=NO_DERIVATIVE):
+        result.sum().backward()
+    _, expected = rnn(x.detach(), (h_0.detach(), c_0.detach()))
+    for got, truth in zip((h_n, c_n), expected, strict=True):
+        assert_bitwise(got.detach(), truth)
+    out.relu_()  # as after any layer
+    assert not any(p.requires_grad for p in rnn.state_dict().values())
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_what_comes_behind_can_be_trained(cell: str) -> None:
+    model = Embedded(cell)
+    model.embedding.requires_grad_(False)
+    model(TOKENS, LENGTHS).sum().backward()
+    assert model.head.weight.grad.any()
+    model.head.zero_grad()
+    model.head(model.rnn(torch.randn(2, 3, requires_grad=True).detach())[0]).sum().backward()
+    assert model.head.weight.grad.any()
+
+
+# Torch's own, of every autograd.Function that it compiles, and of its own deprecated names.
+@pytest.mark.filterwarnings("ignore:.*(should not be instantiated|is_fx_tracing|script_method)")
+@pytest.mark.skipif(not HAS_EXTENSION, reason="there are no compiled ops")
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiled_model_infers_with_gradients_on_and_does_not_train(backend: str) -> None:
+    model = Embedded("lstm")
+    compiled = torch.compile(model, fullgraph=True, backend=backend, dynamic=True)
+    for tokens, lengths in ((TOKENS, LENGTHS), (TOKENS[:2, :4], torch.tensor([0, 4]))):
+        out = compiled(tokens, lengths)
+        torch.testing.assert_close(out, model(tokens, lengths))
+        with pytest.raises(NotImplementedError, match=NO_DERIVATIVE[1:]):
+            out.sum().backward()
+    torch._dynamo.reset()
+
+
+@pytest.mark.skipif(not HAS_EXTENSION, reason="there are no compiled ops")
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_program_holds_inference_alone(strict: bool) -> None:
+    model = Embedded("gru")
+    program = torch.export.export(model, (TOKENS, LENGTHS), strict=strict)
+    assert not any("clone" in str(node.target) for node in program.graph.nodes)
+    assert_bitwise(program.module()(TOKENS, LENGTHS).detach(), model(TOKENS, LENGTHS).detach())
+
+
 # Forward mode's own functions are made by torch.jit.script.
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is (deprecated|not supported)")
 @pytest.mark.parametrize("cell", CELLS)
-def test_no_gradient_goes_through(cell: str) -> None:
+def test_transforms_that_want_a_derivative_raise(cell: str) -> None:
     quantized = quantize_dynamic(OURS[cell](3, 4))
     x = torch.randn(2, 3)
-    out, _ = quantized(x.clone().requires_grad_())
-    assert not out.requires_grad
-    assert not jvp(lambda x: quantized(x)[0], (x,), (torch.ones_like(x),))[1].any()
+
+    def loss(x: Tensor) -> Tensor:
+        return quantized(x)[0].sum()
+
+    expected = loss(x)
+    for gradient in (grad(loss), jacrev(loss), lambda x: vmap(grad(loss))(x[None])):
+        with pytest.raises(NotImplementedError, match=NO_DERIVATIVE + " gradient"):
+            gradient(x)
+    with pytest.raises(NotImplementedError, match=NO_DERIVATIVE + " tangent"):
+        jvp(loss, (x,), (torch.ones_like(x),))
     with forward_ad.dual_level():
-        assert forward_ad.unpack_dual(quantized(forward_ad.make_dual(x, x))[0]).tangent is None
-    assert not grad(lambda x: quantized(x)[0].sum())(x).any()
+        torch.testing.assert_close(loss(x), expected, rtol=0, atol=1e-5)
+        with pytest.raises(NotImplementedError, match=NO_DERIVATIVE + " tangent"):
+            loss(forward_ad.make_dual(x, x))
+    # Of what comes behind there is one, and without one vmap has nothing to refuse.
+    assert (grad(lambda w: (w * quantized(x)[0]).sum())(torch.ones(4)) != 0).all()
+    for given in (x[None], x[None].requires_grad_()):
+        torch.testing.assert_close(vmap(loss)(given)[0], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("cell", CELLS)

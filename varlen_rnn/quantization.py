@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from varlen_rnn import _forms, _onnx, _quantized
+from varlen_rnn import _forms, _inference_only, _onnx, _quantized
 from varlen_rnn._rnn_base import VarLenRNNBase
 from varlen_rnn.convert import change_class, replaceable
 from varlen_rnn.layout import Layout
@@ -73,11 +73,7 @@ class _QuantizedBase(VarLenRNNBase):
             raise NotImplementedError(f"{name}: output_states must be False, got True")
         if _onnx.exporting():
             _onnx.refuse_int8(self)
-        with torch.no_grad():
-            if forward_ad._current_level < 0:
-                return super()._forward(input, states, state_sizes, which)
-            with forward_ad._set_fwd_grad_enabled(False):
-                return super()._forward(input, states, state_sizes, which)
+        return super()._forward(input, states, state_sizes, which)
 
     def _autocast_dtype(self, device_type: str) -> torch.dtype:
         """What autocast makes of the input: float32, as for other operations that need it."""
@@ -94,6 +90,27 @@ class _QuantizedBase(VarLenRNNBase):
         names = self._all_weights[layer * directions : (layer + 1) * directions]
         weights: list[Tensor | None] = [getattr(self, name) for kinds in names for name in kinds]
         return weights if self.bidirectional else weights + [None] * len(_quantized.KINDS)
+
+    def _run_layers(
+        self,
+        x: Tensor,
+        states: tuple[Tensor, ...] | None,
+        num_states: int,
+        weights: list[list[Tensor | None]],
+        batch: Layout,
+        output_states: bool,
+    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
+        arguments = (x,) if states is None else (x, *states)
+        if forward_ad._current_level >= 0:
+            _inference_only.refuse_tangents(type(self).__name__, arguments)
+        run = super()._run_layers
+        if not (torch.is_grad_enabled() and any(t.requires_grad for t in arguments)):
+            return run(x, states, num_states, weights, batch, output_states)
+        with torch.no_grad():
+            out, finals, _ = run(x, states, num_states, weights, batch, output_states)
+        name = type(self).__name__
+        out, *copies = _inference_only.results_of(name, (out, *finals), arguments)
+        return out, tuple(copies), None
 
     def _layer(
         self,
@@ -113,8 +130,12 @@ class QuantizedVarLenLSTM(_QuantizedBase, VarLenLSTM):
     scale for each row of ``weight_ih`` and ``weight_hh``; biases, states and all else are float32.
     Activations are rounded as well, to 16 bits by each token's largest value. ``forward`` takes
     all that ``VarLenLSTM.forward`` takes but ``output_states``. Input is float32, to which autocast
-    turns others; a token with NaN or Inf makes its row's outputs NaN from there on. No gradient and
-    no tangent goes through, as with torch's own quantised modules: the output requires none.
+    turns others; a token with NaN or Inf makes its row's outputs NaN from there on.
+
+    No gradient goes through. The output requires one if an argument does, as with any layer, and a
+    backward pass that comes to it raises NotImplementedError (so does forward mode, at once); with
+    torch's own quantised modules, layers before them silently get none. Programs that
+    ``torch.export`` or ``torch.jit.trace`` made are for inference, and their outputs require none.
 
     Weights, scales and biases are buffers, so ``state_dict``, ``pickle`` and ``copy.deepcopy`` work
     as ever. Made directly, with the arguments of :class:`VarLenLSTM` but ``proj_size``, it holds
