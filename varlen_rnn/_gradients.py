@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from varlen_rnn import reference
-from varlen_rnn._tracing import tracing
 from varlen_rnn.layout import Layout
 
 _NUM_ARRAYS = 5  # of the layout, which the last arguments of every forward op begin with
@@ -106,7 +105,8 @@ def _as_it_is(out: Tensor) -> Tensor:
     inductor compiles always asks, and CUDA's allocator does not keep track of streams for such
     memory: there torch refuses the backward pass if the output was changed.
     """
-    return torch._lazy_clone(out) if out.is_cpu and not tracing() else out
+    is_recorded = type(out) is not Tensor
+    return torch._lazy_clone(out) if out.is_cpu and not is_recorded else out
 
 
 def not_differentiable(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
