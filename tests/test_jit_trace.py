@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,6 +192,18 @@ def test_other_sizes_give_the_same_bits(pair: Pair) -> None:
         for sizes in (pair.called, pair.traced, pair.called, pair.called):
             arguments = model.example(sizes, pair.with_hx)
             assert_same(traced(*arguments), model(*arguments))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_trace_warns_of_nothing_that_it_made_constant(form: str, batch_first: bool) -> None:
+    rnn = OURS["lstm"](3, 5, 2, batch_first=batch_first, bidirectional=True)
+    model = Model(rnn, form).eval()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with torch.no_grad():
+            torch.jit.trace(model, model.example((3, 4), True))
+    assert not [w for w in said if issubclass(w.category, torch.jit.TracerWarning)]
 
 
 @pytest.mark.parametrize("form", FORMS)

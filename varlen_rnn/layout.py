@@ -156,7 +156,7 @@ def _full(
     if in_jit_trace():  # later batches may have no step or no row
         batch_sizes = F.pad(torch.full((num_steps,), num_rows, device=device), (0, 1))
         segments = torch.arange(num_rows, device=device)
-        last = torch.where(torch.as_tensor(num_steps > 0, device=device), segments, -1)
+        last = torch.where(batch_sizes.any(), segments, -1)
         return Layout(batch_sizes, rows, reverse, segments, last)
     batch_sizes = torch.full((num_steps if num_rows else 0,), num_rows, device=device)
     segments = torch.arange(num_rows if num_steps else 0, device=device)
