@@ -13,11 +13,14 @@ from helpers import (
     CELLS,
     HAS_EXTENSION,
     Results,
+    as_hx,
+    assert_bitwise,
     assert_close64,
     leaves_of,
     pair,
     random_batch,
     random_hx,
+    states_of,
     with_gradients,
 )
 from ragged import (
@@ -32,6 +35,8 @@ from ragged import (
     in_form,
 )
 from torch import Tensor, nn
+
+from varlen_rnn import quantize_dynamic
 
 # The rate at which states are reset; None: there is no such argument.
 RESETS = {"none": None, "never": 0.0, "rarely": 0.08, "often": 0.4, "always": 1.0}
@@ -235,3 +240,46 @@ def test_outputs_states_and_gradients_are_those_of_each_segment_alone(
     if HAS_EXTENSION:
         torch.set_num_threads(config.threads)
     assert_close64(our_results(config), expected)
+
+
+WITHOUT_STEPS = [form for form in FORMS if form not in ("packed", "sorted")]
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+@pytest.mark.parametrize("with_resets", [False, True], ids=["", "resets"])
+@pytest.mark.parametrize("form", WITHOUT_STEPS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_without_steps_every_row_keeps_its_states(
+    cell: str, form: str, with_resets: bool, kind: str
+) -> None:
+    """T = 0, where torch's modules raise; a PackedSequence cannot say it."""
+    theirs, rnn = pair(cell, 3, 5, 2, batch_first=True, bidirectional=True)
+    num_rows = 1 if form.startswith("single") else 3
+    valid = torch.zeros(num_rows, 0, dtype=torch.bool)
+    x, states = torch.empty(num_rows, 0, 3), random_hx(rnn, num_rows)
+    with pytest.raises(RuntimeError, match="Expected sequence length to be larger than 0"):
+        theirs(x, as_hx(states))
+    for state in states:
+        state.requires_grad_(kind == "float32")
+    module = quantize_dynamic(rnn) if kind == "int8" else rnn
+    batch = Ragged(valid, valid if with_resets else None)
+    out, finals = in_form(form, x, batch)(module, states)
+    assert out.shape == (num_rows, 0, 10)
+    for final, state in zip(finals, states, strict=True):
+        assert_bitwise(final.detach(), state.detach())
+    if kind == "float32":
+        factors = [torch.randn_like(final) for final in finals]
+        for got, factor in zip(torch.autograd.grad(finals, states, factors), factors, strict=True):
+            assert_bitwise(got, factor)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_flat_batch_without_rows(cell: str) -> None:
+    _, rnn = pair(cell, 3, 5)
+    x = torch.empty(0, 3, requires_grad=True)
+    out, hx = rnn(x, cu_seqlens=[0], resets=[])
+    assert out.shape == (0, 5)
+    assert [state.shape for state in states_of(hx)] == [(1, 0, 5)] * len(states_of(hx))
+    out.sum().backward()
+    assert x.grad is not None
+    assert all(not p.grad.any() for p in rnn.parameters())

@@ -146,7 +146,7 @@ class VarLenLSTM(VarLenRNNBase):
         Args:
             input: ``[T, B, I]`` (``[B, T, I]`` if ``batch_first``), one sequence ``[T, I]``, a
                 ``PackedSequence``, sorted or not, a flat batch ``[N, I]`` with ``cu_seqlens``, or a
-                jagged ``NestedTensor`` ``[B, j, I]``.
+                jagged ``NestedTensor`` ``[B, j, I]``. ``T``, ``B`` and ``N`` may be 0.
             hx: ``h_0 [L * D, B, P]`` and
                 ``c_0 [L * D, B, H]`` in the caller's order of rows (``[L * D, *]`` for one
                 sequence); None for zeros.
