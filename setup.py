@@ -9,7 +9,6 @@ nvcc that works, GPU or not. VARLEN_RNN_CUDA_ARCHS="80;90" compiles for these ar
 import importlib
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -23,7 +22,13 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "csrc"))
-from build_backend import OLDEST_TORCH, find_torch, torch_release  # noqa: E402
+from build_backend import (  # noqa: E402
+    OLDEST_TORCH,
+    can_be_built_with,
+    find_compiler,
+    find_torch,
+    torch_release,
+)
 
 EXTENSION = "VARLEN_RNN_EXTENSION"
 CUDA = "VARLEN_RNN_CUDA"
@@ -54,12 +59,6 @@ def read_switch(name: str) -> str:
 def missing(name: str) -> NoReturn:
     """Ends the installation for want of a package that builds the extension."""
     fail(f"the build needs {name}: install build-system.requires of pyproject.toml")
-
-
-def find_compiler() -> str | None:
-    """The C++ compiler that CMake is told to use: $CXX if set, else the first usual name."""
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    return next((name for name in names if shutil.which(shlex.split(name)[0])), None)
 
 
 def find_nvcc() -> str | None:
@@ -107,10 +106,9 @@ def package_dir(name: str) -> Path:
 def torch_dir() -> Path:
     """The folder of torch."""
     folder = find_torch() or missing("torch")
-    release = torch_release(folder)
-    if release < OLDEST_TORCH:
-        oldest, found = (".".join(map(str, numbers)) for numbers in (OLDEST_TORCH, release))
-        fail(f"the build needs torch {oldest} or newer, got {found or 'none'} in {folder}")
+    if not can_be_built_with(folder):
+        oldest, found = (".".join(map(str, n)) for n in (OLDEST_TORCH, torch_release(folder)))
+        fail(f"the build needs torch {oldest} or newer with its headers, got {found} in {folder}")
     return folder
 
 
@@ -147,7 +145,9 @@ class CMakeBuild(build_ext):
 
     def cmake(self, compiler: str, cuda: str) -> list[str]:
         """Configures and builds everything; returns the names of what there is now."""
-        print(f"varlen_rnn: building _C with {compiler}, {torch_dir()}", flush=True)
+        folder = torch_dir()
+        release = ".".join(map(str, torch_release(folder)))
+        print(f"varlen_rnn: building _C with {compiler}, torch {release} in {folder}", flush=True)
         with_cuda = cuda != "0" and self.configure_cuda(compiler, required=cuda == "1")
         part = CUDA if with_cuda else EXTENSION
         if not with_cuda and not self.configure(compiler, "", VARLEN_RNN_CUDA="OFF"):

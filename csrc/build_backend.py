@@ -7,11 +7,13 @@ anywhere: so torch is asked for only where the environment has none that is new 
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -22,39 +24,59 @@ from setuptools.build_meta import *  # noqa: F403
 OLDEST_TORCH = (2, 10)
 
 
+def find_compiler() -> str | None:
+    """The C++ compiler that CMake is told to use: $CXX if set, else the first usual name."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    return next((name for name in names if shutil.which(shlex.split(name)[0])), None)
+
+
 def torch_release(folder: Path) -> tuple[int, ...]:
     """The release of a torch that lies in a folder, such as (2, 13); empty if it does not say."""
     version = folder / "version.py"
     text = version.read_text(encoding="utf-8") if version.exists() else ""
-    found = re.search(r"__version__ = '(\d+)\.(\d+)", text)
+    found = re.search(r"__version__ = ['\"](\d+)\.(\d+)", text)
     return tuple(map(int, found.groups())) if found else ()
 
 
 def find_torch() -> Path | None:
-    """The folder of torch: that of this process, else that of the environment that pip hides."""
-    for path in (sys.path, _path_of_environment()):
-        spec = PathFinder.find_spec("torch", path)
-        if spec and spec.origin:
-            return Path(spec.origin).parent
-    return None
+    """The folder of a torch that can be built with; if there is none, of one that cannot, or None.
+
+    That of this process, else that of the environment which pip hides from it, else that of another
+    Python on PATH: uv and others build with an interpreter of their own, and any torch will do.
+    """
+    folders = list(dict.fromkeys(_torch_folders()))
+    return next(
+        (folder for folder in folders if can_be_built_with(folder)), next(iter(folders), None)
+    )
 
 
-def _path_of_environment() -> list[str]:
-    """``sys.path`` of this very interpreter without pip's changes, which come by variables."""
+def can_be_built_with(folder: Path) -> bool:
+    """Whether a torch is new enough, and has headers, which some distributions package apart."""
+    headers = folder / "include" / "torch" / "csrc" / "stable"
+    return torch_release(folder) >= OLDEST_TORCH and headers.is_dir()
+
+
+def _torch_folders() -> Iterator[Path]:
+    spec = PathFinder.find_spec("torch", sys.path)
+    if spec and spec.origin:
+        yield Path(spec.origin).parent
+    # What pip hides, it hides by these.
     hidden = ("PYTHONPATH", "PYTHONNOUSERSITE")
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
-    program = "import json, sys; print(json.dumps(sys.path[1:]))"
-    command = [sys.executable, "-c", program]
-    found = subprocess.run(command, env=kept, stdout=subprocess.PIPE, text=True, check=True)
-    path: list[str] = json.loads(found.stdout)
-    return path
+    program = "from importlib.util import find_spec; print(find_spec('torch').origin)"
+    on_path = (shutil.which("python3", path=folder) for folder in os.get_exec_path())
+    for python in dict.fromkeys([sys.executable, *filter(None, on_path)]):
+        command = [python, "-c", program]
+        found = subprocess.run(command, env=kept, capture_output=True, text=True, check=False)
+        if found.returncode == 0:
+            yield Path(found.stdout.strip()).parent
 
 
 def _torch_to_get() -> list[str]:
-    if os.environ.get("VARLEN_RNN_EXTENSION") == "0":
+    if os.environ.get("VARLEN_RNN_EXTENSION") == "0" or not find_compiler():
         return []
     folder = find_torch()
-    if folder and torch_release(folder) >= OLDEST_TORCH:
+    if folder and can_be_built_with(folder):
         return []
     return [f"torch>={'.'.join(map(str, OLDEST_TORCH))}"]
 

@@ -126,50 +126,83 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return build_backend
 
 
-def make_torch(folder: Path, version: str) -> Path:
-    (folder / "torch").mkdir(parents=True)
-    (folder / "torch" / "__init__.py").touch()
-    (folder / "torch" / "version.py").write_text(f"__version__ = '{version}'\n")
-    return folder / "torch"
+def make_torch(folder: Path, version: str, *, headers: bool = True) -> Path:
+    torch = folder / "torch"
+    torch.mkdir(parents=True)
+    (torch / "__init__.py").touch()
+    (torch / "version.py").write_text(f"__version__ = '{version}'\n")
+    if headers:
+        (torch / "include" / "torch" / "csrc" / "stable").mkdir(parents=True)
+    return torch
 
 
 @pytest.mark.parametrize(
-    ("version", "asks"),
-    [("2.10.0", False), ("2.13.0+cpu", False), ("3.0.1", False), ("2.9.1", True), ("1.13", True)],
+    ("version", "headers", "asks"),
+    [
+        ("2.10.0", True, False),
+        ("2.13.0+cpu", True, False),
+        ("3.0.1", True, False),
+        ("2.9.1", True, True),
+        ("1.13", True, True),
+        ("2.13.0", False, True),
+        (None, True, True),
+    ],
 )
-def test_torch_is_asked_for_where_there_is_none_that_is_new_enough(
-    version: str, asks: bool, backend: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_torch_is_asked_for_where_there_is_none_to_build_with(
+    version: str | None,
+    headers: bool,
+    asks: bool,
+    backend: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    make_torch(tmp_path, version)
+    folders = [make_torch(tmp_path, version, headers=headers)] if version else []
     monkeypatch.delenv("VARLEN_RNN_EXTENSION", raising=False)
-    monkeypatch.setattr(sys, "path", ["/nowhere"])
-    monkeypatch.setattr(backend, "_path_of_environment", lambda: [str(tmp_path)])
+    monkeypatch.setenv("CXX", "sh")
+    monkeypatch.setattr(backend, "_torch_folders", lambda: folders)
     for kind in ("wheel", "editable"):
         name = f"get_requires_for_build_{kind}"
         monkeypatch.setattr(backend.build_meta, name, lambda settings: ["others"])
         assert getattr(backend, name)() == ["others", *["torch>=2.10"] * asks]
-    monkeypatch.setenv("VARLEN_RNN_EXTENSION", "0")  # what is not compiled needs no headers
+    # What is not compiled needs no headers.
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert backend.get_requires_for_build_wheel() == ["others"]
+    monkeypatch.setenv("CXX", "sh")
+    monkeypatch.setenv("VARLEN_RNN_EXTENSION", "0")
     assert backend.get_requires_for_build_wheel() == ["others"]
 
 
-def test_the_torch_of_the_build_s_own_environment_comes_first(
+def test_the_first_torch_that_can_be_built_with_is_taken(
     backend: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own, hidden = make_torch(tmp_path / "own", "2.11"), make_torch(tmp_path / "other", "2.12")
-    monkeypatch.setattr(backend, "_path_of_environment", lambda: [str(hidden.parent)])
-    monkeypatch.setattr(sys, "path", [str(own.parent)])
-    assert backend.find_torch() == own
-    monkeypatch.setattr(sys, "path", [])
-    assert backend.find_torch() == hidden
-    monkeypatch.setattr(backend, "_path_of_environment", list)
-    assert backend.find_torch() is None
+    old = make_torch(tmp_path / "old", "2.9.0")
+    first, second = make_torch(tmp_path / "a", "2.11"), make_torch(tmp_path / "b", "2.12")
+    for folders, taken in (
+        ([old, first, second], first),
+        ([second, first], second),
+        ([old], old),  # and the error says so
+        ([], None),
+    ):
+        monkeypatch.setattr(backend, "_torch_folders", lambda folders=folders: folders)
+        assert backend.find_torch() == taken
 
 
-def test_what_pip_hides_is_seen(
-    backend: ModuleType, environment: Path, monkeypatch: pytest.MonkeyPatch
+def test_where_torch_is_looked_for(
+    backend: ModuleType, environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "executable", str(environment / PYTHON))
+    """In this process, in its Python without pip's variables, and in those on PATH."""
+    own = make_torch(tmp_path, "2.12")
+    theirs = site_packages(environment) / "torch"
+    nobody = tmp_path / "python3"
+    nobody.write_text("#!/bin/sh\nexit 1\n")
+    nobody.chmod(0o755)
     monkeypatch.setenv("PYTHONPATH", "/nowhere")
-    path = backend._path_of_environment()
-    assert str(site_packages(environment)) in path
-    assert "/nowhere" not in path
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(sys, "executable", str(environment / PYTHON))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert list(backend._torch_folders()) == [own, theirs]
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sys, "executable", str(nobody))
+    assert list(backend._torch_folders()) == []
+    monkeypatch.setenv("PATH", str((environment / PYTHON).parent))
+    assert list(backend._torch_folders()) == [theirs]
