@@ -103,6 +103,25 @@ def test_aot_inductor_compiles_loads_and_runs(model_and_package: tuple[nn.Module
             torch.testing.assert_close(got, truth)
 
 
+@pytest.mark.parametrize("saved", ["program", "package"])
+def test_what_was_saved_is_loaded_after_the_import(
+    model_and_package: tuple[nn.Module, Path], saved: str, tmp_path: Path
+) -> None:
+    """Torch's errors without it, which the README quotes: the import makes the ops known."""
+    model, package = model_and_package
+    load, message = f"torch._inductor.aoti_load_package({str(package)!r})", "Could not find schema"
+    if saved == "program":
+        torch.export.save(exported(model, "lengths"), tmp_path / "model.pt2")
+        load = f"torch.export.load({str(tmp_path / 'model.pt2')!r})"
+        message = "We ran into an error when deserializing the saved file"
+    for imported, expected in (("torch", message), ("torch, varlen_rnn", "")):
+        command = [sys.executable, "-c", f"import {imported}; {load}"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert bool(result.returncode) == bool(expected), result.stderr
+        assert expected in result.stderr
+        assert not expected or "varlen_rnn" in result.stderr
+
+
 def test_a_cpp_program_runs_what_aot_inductor_compiled(
     model_and_package: tuple[nn.Module, Path], tmp_path: Path
 ) -> None:
