@@ -392,6 +392,11 @@ def test_flags_may_be_floats_or_have_a_last_dimension(cell: str) -> None:
         with pytest.raises(ValueError, match=rf"{name} must be .*, got 0\.5 at index \[0, 0\]"):
             quantized(x, **{name: torch.full((3, 5), 0.5)})
     assert_bitwise(quantized(x, resets=flags.unsqueeze(2).half())[0], expected)
+    of_samples = torch.stack([flags, ~flags])
+    of_each = vmap(lambda resets: quantized(x, resets=resets)[0])
+    got = of_each(of_samples.unsqueeze(3).float())
+    torch.testing.assert_close(got, of_each(of_samples), rtol=0, atol=0)
+    torch.testing.assert_close(got[0], expected, rtol=0, atol=1e-5)
 
 
 OF_SAMPLES = {

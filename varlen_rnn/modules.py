@@ -178,6 +178,8 @@ class VarLenLSTM(VarLenRNNBase):
             ValueError: a shape or a value that does not fit, or ``lengths``, ``mask`` or
                 ``cu_seqlens`` with an input or an argument that says the same.
             TypeError: a type or dtype that does not fit.
+            RuntimeError: in place of the ValueError, of a value in a compiled, exported or traced
+                call, which is checked as the call runs; on CUDA that is a device-side assertion.
 
         Example:
             >>> import torch
