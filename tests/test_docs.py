@@ -129,7 +129,16 @@ def test_the_api_page_takes_no_text_for_a_type(api_page: str) -> None:
 
 BLOCK = re.compile(r"^```(\w+)(?: +(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # A block of Python may say whose it is: ours if it says nothing. These are not run.
-NOT_RUN = {"keras", "torchrl", "flash-attn", "sb3-contrib", "transformers", "accelerate", "darts"}
+NOT_RUN = {
+    "accelerate",
+    "allennlp",
+    "darts",
+    "flash-attn",
+    "keras",
+    "sb3-contrib",
+    "torchrl",
+    "transformers",
+}
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
@@ -196,6 +205,7 @@ def in_float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is (deprecated|not supported)")
 @pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize(("page", "title"), CODE)
 def test_the_code_of_a_page_runs_and_both_sides_agree(page: Path, title: str) -> None:
