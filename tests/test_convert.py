@@ -217,6 +217,19 @@ def test_a_module_whose_forward_was_replaced_goes_on_working(cell: str, wrap: An
     assert_bitwise(rnn(x)[0].detach(), expected.detach())
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_forward_that_was_put_back_is_the_class_s_own(cell: str) -> None:
+    """As accelerate does where it removes a hook."""
+    rnn, x = TORCH[cell](3, 5), torch.randn(4, 2, 3)
+    expected = rnn(x)[0]
+    rnn.forward = rnn.forward
+    assert type(convert(rnn)) is OURS[cell]
+    torch.testing.assert_close(rnn(x, lengths=[4, 4])[0], expected)
+    rnn.forward = rnn.forward
+    assert type(revert(rnn)) is TORCH[cell]
+    torch.testing.assert_close(rnn(x)[0], expected)
+
+
 def test_all_that_stays_is_in_one_warning() -> None:
     model = nn.ModuleList([WithForward(3, 5), nn.LSTM(3, 5), Mixed(3, 5)])
     with pytest.warns(UserWarning, match=r"'0' \(.*\), '2' \(") as said:

@@ -146,7 +146,9 @@ def _why_not(module: nn.Module, classes: Classes) -> str:
     """Why a module of these classes cannot be replaced; empty if it can."""
     if isinstance(module, torch.jit.ScriptModule):
         return "it is scripted or traced"
-    if "forward" in vars(module):
+    forward = vars(module).get("forward")
+    # What removes hooks may leave the method of the class there.
+    if forward is not None and forward != type(module).forward.__get__(module):
         return "its forward was replaced on the object"
     if parametrize.is_parametrized(module) and classes is TORCHS:
         return "it is parametrised: remove_parametrizations first"
@@ -172,6 +174,7 @@ def change_class(module: Any, classes: Classes) -> None:
     replacement = classes[_class_of(module, classes)]
     # Our classes read weights by name; torch's list of them would only go stale.
     vars(module).pop("_flat_weights", None)
+    vars(module).pop("forward", None)
     module._flat_weight_refs = []
     if parametrize.is_parametrized(module):
         own = {n: v for n, v in vars(type(module)).items() if n not in ("__module__", "__doc__")}

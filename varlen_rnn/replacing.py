@@ -26,8 +26,8 @@ def replacing_torch() -> Iterator[None]:
     Equivalent to ``torch.nn.LSTM, torch.nn.GRU = VarLenLSTM, VarLenGRU`` and back, wherever torch
     has these names. So it is in effect for all threads of the process, and for whoever looks a name
     up in torch meanwhile; ``from torch.nn import LSTM`` of earlier keeps torch's class, and so do
-    subclasses that were defined before (one that calls ``nn.LSTM.__init__`` by this name, and not by
-    ``super()``, cannot be built). Layers that were built before are no ``torch.nn.LSTM`` for
+    subclasses that were defined before (one that calls ``nn.LSTM.__init__`` by this name, and not
+    by ``super()``, cannot be built). Layers that were built before are no ``torch.nn.LSTM`` for
     ``isinstance`` and cannot be pickled while it lasts.
 
     Example:
