@@ -1,0 +1,78 @@
+"""What torch's modules are beside their call: weights by name, ``state_dict``, traced calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from varlen_rnn import _hints, _onnx
+
+
+class RNNModule(nn.RNNBase):
+    """Both cells. Weights are read by name at every call, never through a flat buffer."""
+
+    _has_int8_weights = False
+
+    @property
+    def _flat_weights(self) -> list[Tensor | None]:
+        return [getattr(self, name, None) for name in self._flat_weights_names]
+
+    @_flat_weights.setter
+    def _flat_weights(self, value: object) -> None:
+        """Nothing is stored, so nothing can go stale."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        nn.Module.__setattr__(self, name, value)
+
+    def _init_flat_weights(self) -> None:
+        """Nothing to do: there is no flat buffer."""
+
+    def _update_flat_weights(self) -> None:
+        """Nothing to do: there is no flat buffer."""
+
+    def __setstate__(self, d: Any) -> None:
+        super().__setstate__(d)  # type: ignore[no-untyped-call]
+        self.__dict__.pop("_flat_weights", None)  # of an object that nn.LSTM has saved
+        # Torch's references to its flat buffer, which would keep weights from being swapped.
+        self._flat_weight_refs = []
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Does not list what is missing or differs where weights of the other kind come."""
+        found: tuple[list[str], list[str], list[str]] = ([], [], [])
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *found)
+        weight: Any = state_dict.get(f"{prefix}weight_ih_l0")
+        if weight is not None and (weight.dtype == torch.int8) != self._has_int8_weights:
+            name = f"{type(self).__name__}: {prefix}weight_ih_l0"
+            found = ([], [], [name + _hints.other_weights(weight.dtype)])
+        missing_keys += found[0]
+        unexpected_keys += found[1]
+        error_msgs += found[2]
+
+    def _slow_forward(self, *args: Any, **keywords: Any) -> Any:
+        """What torch calls in place of ``forward`` while a call is traced."""
+        _onnx.refuse_old_exporter(self)
+        return super()._slow_forward(*args, **keywords)  # type: ignore[no-untyped-call]
+
+    def flatten_parameters(self) -> None:
+        """Does nothing; kept because code written for ``torch.nn.LSTM`` calls it."""
+
+    def _recorded(self, input: Any, hx: Any, **keywords: Any) -> Any:
+        """The call of a leaf in a ``torch.fx`` graph, as torch's own modules are for its tracers.
+
+        These take a module for a leaf by where its class lies, which must be ``torch.nn``.
+        """
+        tracer = input.tracer
+        given = {n: v for n, v in keywords.items() if v is not None and v is not False}
+        args = (input,) if hx is None else (input, hx)
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), args, given)
