@@ -31,6 +31,11 @@ PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --nu
 WITHOUT_PROGRAMS := $(patsubst %,--ignore=%,$(wildcard tests/test_example*.py tests/test_benchmarks*.py \
   tests/test_build*.py tests/test_data.py tests/test_install.py tests/test_distributed.py tests/test_masking_tracing.py tests/test_wheel.py))
 MATH := build/math
+# An environment of its own for test-packages, with the same torch, and the package as it is in place.
+PACKAGES := build/packages
+PACKAGES_PIP := $(PACKAGES)/bin/python -m pip --disable-pip-version-check
+PACKAGES_TORCH := $(PACKAGES)/$(notdir $(TORCH_STAMP))
+PACKAGES_INSTALLED := $(PACKAGES)/.installed
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*##/ { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -98,6 +103,9 @@ gpu-check:  ## on a machine with an NVIDIA GPU: build, test, calibrate and time 
 bench: $(INSTALLED)  ## run the short benchmarks (ARGS=--full: all of them)
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
+test-packages: $(INSTALLED) $(PACKAGES_INSTALLED)  ## convert and compare models of public packages (ARGS="--only darts")
+	$(PACKAGES)/bin/python -m benchmarks.packages $(ARGS)
+
 docs: $(INSTALLED)  ## build the pages of docs/ and the API page into docs/_build; a warning is an error
 	$(BIN)/python -m sphinx -W --keep-going docs docs/_build
 
@@ -134,5 +142,18 @@ $(INSTALLED): $(TOOLS) setup.py $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 	rm -f $(VENV)/.installed*
 	touch $@
 
+$(PACKAGES_TORCH): $(TORCH_STAMP)
+	test -x $(PACKAGES)/bin/python || $(PYTHON) -m venv $(PACKAGES)
+	$(PACKAGES_PIP) install --upgrade 'pip>=25.1'
+	$(PACKAGES_PIP) install '$(TORCH)' --group build
+	rm -f $(PACKAGES)/.stamp-*
+	touch $@
+
+# Of this package the metadata alone: what runs is the one in place. What cannot be installed is tried again next time.
+$(PACKAGES_INSTALLED): $(PACKAGES_TORCH) benchmarks/packages/requirements.txt
+	$(PACKAGES)/bin/python setup.py --quiet egg_info --egg-base $(PACKAGES)/lib/python*/site-packages
+	if $(PACKAGES)/bin/python benchmarks/packages/install.py benchmarks/packages/requirements.txt; \
+	  then touch $@; fi
+
 .PHONY: help build demo demo-names demo-ppo demo-distributed test test-sanitizer test-math test-emulator \
-  test-mutants test-cuda-build wheel test-wheel gpu-check bench docs lint format clean
+  test-mutants test-cuda-build wheel test-wheel test-packages gpu-check bench docs lint format clean
