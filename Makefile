@@ -150,10 +150,12 @@ $(PACKAGES_TORCH): $(TORCH_STAMP)
 	touch $@
 
 # Of this package the metadata alone: what runs is the one in place. What cannot be installed is tried again next time.
+# PyPI's torchaudio is linked to CUDA, which torch need not have; without its extension it imports with any torch.
 $(PACKAGES_INSTALLED): $(PACKAGES_TORCH) benchmarks/packages/requirements.txt
 	$(PACKAGES)/bin/python setup.py --quiet egg_info --egg-base $(PACKAGES)/lib/python*/site-packages
 	if $(PACKAGES)/bin/python benchmarks/packages/install.py benchmarks/packages/requirements.txt; \
 	  then touch $@; fi
+	rm -f $(PACKAGES)/lib/python*/site-packages/torchaudio/lib/*.so
 
 .PHONY: help build demo demo-names demo-ppo demo-distributed test test-sanitizer test-math test-emulator \
   test-mutants test-cuda-build wheel test-wheel test-packages gpu-check bench docs lint format clean

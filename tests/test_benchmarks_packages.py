@@ -144,6 +144,12 @@ def test_a_layer_that_is_left_is_named(quick: None) -> None:
     assert (record["layers"], record["left"]) == ({"LSTM": 1}, ["top"])
 
 
+def test_ours_may_be_called_in_another_way(quick: None) -> None:
+    record = check.check(lambda: tagger(run_ours=lambda model: model(torch.ones(2, 7, 3))), BUDGET)
+    assert record["differences"]["outputs"] > 1e-3
+    assert record["differences"]["float64"] > 1e-3
+
+
 def test_inference_alone_has_outputs_alone(quick: None) -> None:
     record = check.check(lambda: tagger(inference_only=True), BUDGET)
     assert list(record["differences"]) == ["outputs"]
@@ -250,7 +256,10 @@ def test_each_case_has_a_process(capsys: pytest.CaptureFixture[str]) -> None:
     record = command.run("a", quick=True, one=(sys.executable, "-c", code))
     assert "'a', " in record["model"]
     assert "'--quick'" in record["model"]
-    code = "import sys; sys.exit('something\\nValueError: wrong')"
+    code = (
+        "import sys, pathlib; pathlib.Path(sys.argv[2]).write_text('{}');"
+        "sys.exit('something\\nValueError: wrong')"
+    )
     assert command.run("a", quick=False, one=(sys.executable, "-c", code)) == {
         "failed": "ValueError: wrong"
     }
