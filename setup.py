@@ -105,11 +105,14 @@ def package_dir(name: str) -> Path:
 
 def torch_dir() -> Path:
     """The folder of torch."""
-    folder = find_torch() or missing("torch")
-    if not can_be_built_with(folder):
-        oldest, found = (".".join(map(str, n)) for n in (OLDEST_TORCH, torch_release(folder)))
-        fail(f"the build needs torch {oldest} or newer with its headers, got {found} in {folder}")
-    return folder
+    folder = find_torch()
+    if folder and can_be_built_with(folder):
+        return folder
+    oldest = ".".join(map(str, OLDEST_TORCH))
+    got = "none"
+    if folder:
+        got = f"{'.'.join(map(str, torch_release(folder))) or 'no version'} in {folder}"
+    fail(f"the build needs torch {oldest} or newer with its headers, got {got}")
 
 
 def find_tool(name: str, folder: str) -> str:

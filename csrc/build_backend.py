@@ -7,6 +7,7 @@ anywhere: so torch is asked for only where the environment has none that is new 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -38,22 +39,24 @@ def torch_release(folder: Path) -> tuple[int, ...]:
     return tuple(map(int, found.groups())) if found else ()
 
 
+def can_be_built_with(folder: Path) -> bool:
+    """Whether a torch is new enough, and has headers, which some distributions package apart."""
+    headers = folder / "include" / "torch" / "csrc" / "stable"
+    return torch_release(folder) >= OLDEST_TORCH and headers.is_dir()
+
+
 def find_torch() -> Path | None:
     """The folder of a torch that can be built with; if there is none, of one that cannot, or None.
 
     That of this process, else that of the environment which pip hides from it, else that of another
     Python on PATH: uv and others build with an interpreter of their own, and any torch will do.
     """
-    folders = list(dict.fromkeys(_torch_folders()))
-    return next(
-        (folder for folder in folders if can_be_built_with(folder)), next(iter(folders), None)
-    )
-
-
-def can_be_built_with(folder: Path) -> bool:
-    """Whether a torch is new enough, and has headers, which some distributions package apart."""
-    headers = folder / "include" / "torch" / "csrc" / "stable"
-    return torch_release(folder) >= OLDEST_TORCH and headers.is_dir()
+    first = None
+    for folder in _torch_folders():
+        if can_be_built_with(folder):
+            return folder
+        first = first or folder
+    return first
 
 
 def _torch_folders() -> Iterator[Path]:
@@ -63,13 +66,14 @@ def _torch_folders() -> Iterator[Path]:
     # What pip hides, it hides by these.
     hidden = ("PYTHONPATH", "PYTHONNOUSERSITE")
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
-    program = "from importlib.util import find_spec; print(find_spec('torch').origin)"
+    program = "from importlib.util import find_spec; print(find_spec('torch').origin or exit(1))"
     on_path = (shutil.which("python3", path=folder) for folder in os.get_exec_path())
     for python in dict.fromkeys([sys.executable, *filter(None, on_path)]):
-        command = [python, "-c", program]
-        found = subprocess.run(command, env=kept, capture_output=True, text=True, check=False)
-        if found.returncode == 0:
-            yield Path(found.stdout.strip()).parent
+        with contextlib.suppress(OSError):  # of what is no program
+            command = [python, "-c", program]
+            found = subprocess.run(command, env=kept, capture_output=True, text=True, check=False)
+            if found.returncode == 0:
+                yield Path(found.stdout.strip()).parent
 
 
 def _torch_to_get() -> list[str]:
@@ -78,7 +82,9 @@ def _torch_to_get() -> list[str]:
     folder = find_torch()
     if folder and can_be_built_with(folder):
         return []
-    return [f"torch>={'.'.join(map(str, OLDEST_TORCH))}"]
+    wanted = f"torch>={'.'.join(map(str, OLDEST_TORCH))}"
+    print(f"varlen_rnn: no {wanted} is installed: one is fetched to build with", flush=True)
+    return [wanted]
 
 
 def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:

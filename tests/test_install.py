@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import uuid
 import venv
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -87,15 +88,17 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def install(what: str | Path, environment: Path, folder: Path, **variables: str) -> str:
-    """By pip with its defaults; what importing the package says."""
+def install(what: str | Path, environment: Path, folder: Path, **variables: str) -> tuple[str, str]:
+    """By pip with its defaults; what it prints, and what importing the package says."""
     python = environment / PYTHON
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python]
-    log = run(*pip, "install", "--verbose", what, folder=folder, VARLEN_RNN_CUDA="0", **variables)
+    # No Python on PATH that has another torch.
+    variables |= {"VARLEN_RNN_CUDA": "0", "PATH": os.defpath}
+    log = run(*pip, "install", "--verbose", what, folder=folder, **variables)
     assert not re.search(r"Collecting torch\b|Downloading .*torch-", log)
     said = run(python, "-W", "ignore", "-c", CALL, folder=folder)
     run(*pip, "uninstall", "--yes", "varlen_rnn", folder=folder)
-    return said
+    return log, said
 
 
 def test_a_source_distribution_is_compiled(environment: Path, clone: Path, tmp_path: Path) -> None:
@@ -109,12 +112,17 @@ def test_a_source_distribution_is_compiled(environment: Path, clone: Path, tmp_p
         folder=clone,
     )
     (archive,) = tmp_path.glob("varlen_rnn-*.tar.gz")
-    said = install(archive, environment, tmp_path, VARLEN_RNN_EXTENSION="1")
+    # Of another address every time, or pip would take a wheel that it has kept.
+    folder = tmp_path / str(uuid.uuid4())
+    folder.mkdir()
+    archive = archive.rename(folder / archive.name)
+    log, said = install(archive, environment, tmp_path, VARLEN_RNN_EXTENSION="1")
+    assert re.search(rf"building _C with .*, torch .* in {site_packages(environment)}/torch\n", log)
     assert said.split() == ["True", str(site_packages(environment) / "varlen_rnn" / "__init__.py")]
 
 
-def test_a_git_url_without_a_compiler(environment: Path, clone: Path, tmp_path: Path) -> None:
-    said = install(f"git+file://{clone}", environment, tmp_path, VARLEN_RNN_EXTENSION="0")
+def test_a_git_url_without_the_extension(environment: Path, clone: Path, tmp_path: Path) -> None:
+    _, said = install(f"git+file://{clone}", environment, tmp_path, VARLEN_RNN_EXTENSION="0")
     assert said.startswith("False ")
 
 
@@ -194,7 +202,7 @@ def test_where_torch_is_looked_for(
     own = make_torch(tmp_path, "2.12")
     theirs = site_packages(environment) / "torch"
     nobody = tmp_path / "python3"
-    nobody.write_text("#!/bin/sh\nexit 1\n")
+    nobody.write_text("no program")
     nobody.chmod(0o755)
     monkeypatch.setenv("PYTHONPATH", "/nowhere")
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
@@ -204,5 +212,43 @@ def test_where_torch_is_looked_for(
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.setattr(sys, "executable", str(nobody))
     assert list(backend._torch_folders()) == []
+    (tmp_path / "torch" / "__init__.py").unlink()  # what is left of one that was removed
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert list(backend._torch_folders()) == []
     monkeypatch.setenv("PATH", str((environment / PYTHON).parent))
     assert list(backend._torch_folders()) == [theirs]
+
+
+@pytest.mark.parametrize(
+    ("version", "got"), [("2.9.1", "got 2.9 in "), ("", "got no version in "), (None, "got none")]
+)
+def test_the_error_says_what_there_is_to_build_with(
+    version: str | None, got: str, tmp_path: Path
+) -> None:
+    """Without isolation, where nobody has fetched one."""
+    paths = [path for path in sys.path if not (Path(path) / "torch").exists()]
+    if version is not None:
+        paths.insert(0, str(make_torch(tmp_path, version).parent))
+    python = environment_without_torch(tmp_path)
+    result = subprocess.run(
+        [python, "setup.py", "build_ext"],
+        cwd=ROOT,
+        env={**child_environment(), "PYTHONPATH": os.pathsep.join(paths), "PATH": os.defpath},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    expected = f"the build needs torch 2.10 or newer with its headers, {got}"
+    assert expected in result.stderr
+
+
+def environment_without_torch(folder: Path) -> Path:
+    venv.create(folder / "empty", with_pip=False)
+    tools = [distribution(name) for name in ("setuptools", "pybind11", "cmake", "ninja")]
+    for package in tools:
+        for part in {file.parts[0] for file in package.files or []} - {"..", "__pycache__"}:
+            target = site_packages(folder / "empty") / part
+            if not target.exists():
+                target.symlink_to(package.locate_file(part))
+    return folder / "empty" / PYTHON
