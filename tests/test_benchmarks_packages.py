@@ -112,6 +112,18 @@ def test_a_gradient_that_is_wrong_in_one_small_layer_is_a_failure(quick: None) -
     assert record["failed"].startswith("float64 differ by")
 
 
+@pytest.mark.parametrize("draws", [1, 2, 3])
+def test_a_sign_that_turns_in_one_draw_is_no_failure(draws: int, quick: None) -> None:
+    """A wrong layer is wrong in every one."""
+
+    def build() -> Example:
+        return planted(wrong_gradient)() if torch.initial_seed() < draws else tagger()
+
+    record = check.check(build, BUDGET)
+    assert ("failed" in record) == (draws == check.SEEDS)
+    assert record["seed"] == min(draws, check.SEEDS - 1)
+
+
 def test_nan_is_a_failure(quick: None) -> None:
     def plant(model: Tagger) -> None:
         model.top.register_forward_hook(lambda module, args, out: (out[0] * torch.nan, out[1]))
