@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from helpers import CELLS, OURS, TORCH, Tagger, assert_bitwise
 from torch import Tensor, nn
 from torch.ao.quantization import get_default_qconfig_mapping
 from torch.ao.quantization.quantize_fx import prepare_fx
+from torch.nn.utils import parametrizations
 
 from varlen_rnn import VarLenLSTM, convert, quantize_dynamic
 
@@ -89,15 +91,76 @@ def test_int8_layers_are_leaves(cell: str) -> None:
 
 
 class Own(VarLenLSTM):
-    """What a user derives is a leaf, too."""
+    """What a user derives: neither its arguments nor its results are those of the class itself."""
 
     def forward(self, input: Tensor) -> Any:
-        return super().forward(input)
+        return super().forward(2 * input)[0]
 
 
-def test_subclasses_are_leaves() -> None:
-    model = nn.Sequential(nn.Linear(3, 3), Own(3, 4))
-    assert calls_of(torch.fx.symbolic_trace(model)) == ["0", "1"]
+def assert_same_as_traced(model: nn.Module, *args: Tensor) -> None:
+    """In value, with the layers as the nodes that they are."""
+    graph = torch.fx.symbolic_trace(model)
+    assert calls_of(graph) == ["0", "1"]
+    for got, expected in zip(graph(*args), model(*args), strict=True):
+        assert_bitwise(got.detach(), expected.detach())
+
+
+def test_what_a_subclass_does_is_done_once() -> None:
+    assert_same_as_traced(nn.Sequential(nn.Linear(3, 3), Own(3, 4)), torch.randn(5, 2, 3))
+
+
+@both_cells
+def test_what_hooks_do_is_done_once(cell: str) -> None:
+    rnn = OURS[cell](3, 4)
+    rnn.register_forward_pre_hook(lambda _, args: (2 * args[0],))
+    rnn.register_forward_hook(lambda _, args, out: (3 * out[0],))
+    assert_same_as_traced(nn.Sequential(nn.Linear(3, 3), rnn), torch.randn(5, 2, 3))
+
+
+@both_cells
+def test_parametrised_layers_are_leaves(cell: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), TORCH[cell](3, 4))
+    parametrizations.weight_norm(model[1], "weight_hh_l0")
+    convert(model)
+    graph = torch.fx.symbolic_trace(model)
+    assert calls_of(graph) == ["0", "1"]
+    x = torch.randn(5, 2, 3)
+    assert_bitwise(graph(x)[0].detach(), model(x)[0].detach())
+
+
+class OfLengths(nn.Module):
+    """What is traced are the lengths alone."""
+
+    def __init__(self, cell: str) -> None:
+        super().__init__()
+        self.rnn = OURS[cell](3, 4)
+        self.register_buffer("x", torch.randn(5, 2, 3))
+
+    def forward(self, lengths: Tensor) -> Tensor:
+        return self.rnn(self.x, lengths=lengths)[0]
+
+
+@both_cells
+def test_an_input_may_be_a_constant_of_the_graph(cell: str) -> None:
+    model, lengths = OfLengths(cell), torch.tensor([5, 2])
+    graph = torch.fx.symbolic_trace(model)
+    assert calls_of(graph) == ["rnn"]
+    assert_bitwise(graph(lengths).detach(), model(lengths).detach())
+
+
+@both_cells
+def test_graphs_are_copied_and_pickled(cell: str) -> None:
+    model = convert(nn.Sequential(nn.Linear(3, 3), TORCH[cell](3, 4)))
+    graph, x = torch.fx.symbolic_trace(model), torch.randn(5, 2, 3)
+    for twin in (copy.deepcopy(graph), pickle.loads(pickle.dumps(graph))):
+        assert calls_of(twin) == ["0", "1"]
+        assert_bitwise(twin(x)[0].detach(), model(x)[0].detach())
+
+
+@both_cells
+def test_a_layer_by_itself_is_no_graph(cell: str) -> None:
+    with pytest.raises(TypeError, match="got Proxy"):
+        torch.fx.symbolic_trace(OURS[cell](3, 4))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated")

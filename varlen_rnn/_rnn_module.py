@@ -1,4 +1,4 @@
-"""What torch's modules are beside their call: weights by name, ``state_dict``, traced calls."""
+"""What torch's modules are beside their call: weights by name, ``state_dict``, leaves of graphs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ class RNNModule(nn.RNNBase):
     """Both cells. Weights are read by name at every call, never through a flat buffer."""
 
     _has_int8_weights = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._become_ours()
 
     @property
     def _flat_weights(self) -> list[Tensor | None]:
@@ -34,9 +38,15 @@ class RNNModule(nn.RNNBase):
 
     def __setstate__(self, d: Any) -> None:
         super().__setstate__(d)  # type: ignore[no-untyped-call]
-        self.__dict__.pop("_flat_weights", None)  # of an object that nn.LSTM has saved
+        self._become_ours()  # what nn.LSTM has saved, too
+
+    def _become_ours(self) -> None:
+        """Makes an object's attributes those of these classes, if torch's classes have set them."""
+        vars(self).pop("_flat_weights", None)
         # Torch's references to its flat buffer, which would keep weights from being swapped.
         self._flat_weight_refs = []
+        # The tracers of torch.fx take a module for a leaf if it says so; the class tells the truth.
+        vars(self)["__module__"] = "torch.nn"
 
     def _load_from_state_dict(
         self,
@@ -66,13 +76,3 @@ class RNNModule(nn.RNNBase):
 
     def flatten_parameters(self) -> None:
         """Does nothing; kept because code written for ``torch.nn.LSTM`` calls it."""
-
-    def _recorded(self, input: Any, hx: Any, **keywords: Any) -> Any:
-        """The call of a leaf in a ``torch.fx`` graph, as torch's own modules are for its tracers.
-
-        These take a module for a leaf by where its class lies, which must be ``torch.nn``.
-        """
-        tracer = input.tracer
-        given = {n: v for n, v in keywords.items() if v is not None and v is not False}
-        args = (input,) if hx is None else (input, hx)
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), args, given)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from varlen_rnn._rnn_module import RNNModule
 from varlen_rnn.modules import VarLenGRU, VarLenLSTM
 
 OURS: dict[type[nn.RNNBase], type[nn.RNNBase]] = {nn.LSTM: VarLenLSTM, nn.GRU: VarLenGRU}
@@ -172,13 +173,13 @@ def _class_of(module: nn.Module, classes: Classes) -> type[nn.RNNBase]:
 def change_class(module: Any, classes: Classes) -> None:
     """Makes an object of another class of it, with what that class keeps beside the parameters."""
     replacement = classes[_class_of(module, classes)]
-    # Our classes read weights by name; torch's list of them would only go stale.
-    vars(module).pop("_flat_weights", None)
     vars(module).pop("forward", None)
-    module._flat_weight_refs = []
     if parametrize.is_parametrized(module):
         own = {n: v for n, v in vars(type(module)).items() if n not in ("__module__", "__doc__")}
         replacement = type(f"Parametrized{replacement.__name__}", (replacement,), own)
     module.__class__ = replacement
-    if classes is TORCHS:
+    if isinstance(module, RNNModule):
+        module._become_ours()
+    else:
+        vars(module).pop("__module__", None)
         module._init_flat_weights()

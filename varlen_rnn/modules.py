@@ -7,7 +7,6 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from varlen_rnn import _hints, ops
@@ -195,15 +194,6 @@ class VarLenLSTM(VarLenRNNBase):
             >>> torch.allclose(h[0, 2:], alone, atol=1e-6)
             True
         """
-        if isinstance(input, Proxy):
-            return self._recorded(
-                *(input, hx),
-                lengths=lengths,
-                mask=mask,
-                resets=resets,
-                cu_seqlens=cu_seqlens,
-                output_states=output_states,
-            )
         if hx is not None and not (isinstance(hx, (tuple, list)) and len(hx) == 2):
             got = f"{len(hx)} of them" if isinstance(hx, (tuple, list)) else type(hx).__name__
             name, hint = type(self).__name__, _hints.keyword(hx)
@@ -309,10 +299,6 @@ class VarLenGRU(VarLenRNNBase):
         ``h_0 [L * D, B, H]`` for ``hx`` and ``h_n`` for the final state. There is no
         ``output_states``: the output holds every state of the last layer already.
         """
-        if isinstance(input, Proxy):
-            return self._recorded(
-                *(input, hx), lengths=lengths, mask=mask, resets=resets, cu_seqlens=cu_seqlens
-            )
         states = None if hx is None else (hx,)
         which = (lengths, mask, resets, cu_seqlens)
         output, (h_n,) = self._forward(input, states, (self.hidden_size,), which)
