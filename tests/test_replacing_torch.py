@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import CELLS, OURS, TORCH, assert_bitwise
+from helpers import CELLS, HAS_EXTENSION, OURS, TORCH, assert_bitwise
 from torch import Tensor, nn
 
 from varlen_rnn import VarLenGRU, VarLenLSTM, convert, replacing_torch
@@ -133,6 +133,16 @@ def test_copies_are_what_they_are_of(make: Callable[[], nn.Module]) -> None:
         twin = copy.deepcopy(rnn)
     assert type(twin) is type(rnn)
     assert_bitwise(twin(x)[0].detach(), rnn(x)[0].detach())
+
+
+@pytest.mark.skipif(not HAS_EXTENSION, reason="the reference is not compiled in one graph")
+@pytest.mark.parametrize("cell", CELLS)
+def test_what_was_built_meanwhile_is_compiled_afterwards(cell: str) -> None:
+    with replacing_torch():
+        model = nn.Sequential(getattr(torch.nn, NAMES[cell])(3, 5))
+    x = torch.randn(4, 2, 3)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert_bitwise(compiled(x)[0].detach(), model(x)[0].detach())
 
 
 def test_convert_works_meanwhile() -> None:

@@ -28,7 +28,8 @@ def replacing_torch() -> Iterator[None]:
     up in torch meanwhile; ``from torch.nn import LSTM`` of earlier keeps torch's class, and so do
     subclasses that were defined before (one that calls ``nn.LSTM.__init__`` by this name, and not
     by ``super()``, cannot be built). Layers that were built before are no ``torch.nn.LSTM`` for
-    ``isinstance`` and cannot be pickled while it lasts.
+    ``isinstance`` and cannot be pickled while it lasts. ``torch.compile`` leaves every
+    ``torch.nn.LSTM`` and ``GRU`` out of its graphs, so ours meanwhile: run what it made afterwards.
 
     Example:
         >>> import torch
