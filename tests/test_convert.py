@@ -7,7 +7,7 @@ import functools
 import pickle
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pytest
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from varlen_rnn import VarLenGRU, VarLenLSTM, convert, revert
+
+T = TypeVar("T")
 
 
 class Tagger(nn.Module):
@@ -73,6 +75,19 @@ class Mixin:
 
 class Mixed(Mixin, nn.LSTM):
     pass
+
+
+class Counting:
+    def count(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+class MixedBehind(nn.GRU, Counting):
+    pass
+
+
+class OfType(nn.LSTM, Generic[T]):
+    """Nothing but a name for checkers of types."""
 
 
 def test_every_exact_lstm_and_gru_is_replaced_and_nothing_else() -> None:
@@ -160,11 +175,11 @@ def test_a_converted_module_is_like_one_that_was_made_so(cell: str) -> None:
 
 
 def test_subclasses_that_override_nothing_are_replaced() -> None:
-    model = nn.ModuleList([Plain(3, 5), WithInit(4)])
+    model = nn.ModuleList([Plain(3, 5), WithInit(4), OfType[int](3, 5)])
     x = torch.randn(6, 2, 4)
     expected = model[1](x)[0]
     convert(model)
-    assert [type(module) for module in model] == [VarLenLSTM, VarLenLSTM]
+    assert [type(module) for module in model] == [VarLenLSTM] * 3
     assert model[1].size == 4
     torch.testing.assert_close(model[1](x)[0], expected)
 
@@ -176,6 +191,7 @@ def test_subclasses_that_override_nothing_are_replaced() -> None:
         (lambda: WithMethod(3, 5), "its class WithMethod has its own last"),
         (lambda: WithAttribute(3, 5), "its class WithAttribute has its own kind"),
         (lambda: Mixed(3, 5), "its class Mixed has its own reset_parameters"),
+        (lambda: MixedBehind(3, 5), "its class MixedBehind has its own count"),
     ],
 )
 def test_other_subclasses_stay_and_are_named(make: Callable[[], nn.Module], reason: str) -> None:

@@ -158,8 +158,13 @@ class WithMethod(VarLenGRU):
         return self(x)[1]
 
 
-def parametrized() -> nn.Module:
-    return parametrizations.weight_norm(VarLenLSTM(3, 5), "weight_hh_l0")
+class Counting:
+    def count(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+class MixedBehind(VarLenGRU, Counting):
+    pass
 
 
 def replaced() -> nn.Module:
@@ -173,7 +178,7 @@ def replaced() -> nn.Module:
     [
         (lambda: WithMethod(3, 5), "its class WithMethod has its own last"),
         (lambda: quantize_dynamic(VarLenLSTM(3, 5)), "its class QuantizedVarLenLSTM has its own"),
-        (parametrized, "it is parametrised: remove_parametrizations first"),
+        (lambda: MixedBehind(3, 5), "its class MixedBehind has its own count"),
         (replaced, "its forward was replaced on the object"),
     ],
 )
@@ -187,12 +192,31 @@ def test_what_stays_is_named(make: Callable[[], nn.Module], reason: str) -> None
     model[1](torch.randn(4, 2, 3))
 
 
-def test_a_parametrised_layer_comes_back_without_its_parametrizations() -> None:
-    rnn = parametrized()
-    parametrize.remove_parametrizations(rnn, "weight_hh_l0")
-    x = torch.randn(4, 2, 3)
-    expected = rnn(x)[0]
-    torch.testing.assert_close(revert(rnn)(x)[0], expected)
+@pytest.mark.parametrize("parametrization", ["weight_norm", "orthogonal", "spectral_norm"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_parametrised_layers_come_back_and_learn(cell: str, parametrization: str) -> None:
+    """As ours did. In evaluation: spectral_norm iterates whenever torch looks at a weight."""
+    ours = OURS[cell](6, 6, 2, bidirectional=True)
+    getattr(parametrizations, parametrization)(ours, "weight_hh_l1")
+    ours.eval()
+    rnn = copy.deepcopy(ours)
+    before = dict(rnn.named_parameters())
+    revert(rnn)
+    assert isinstance(rnn, TORCH[cell])
+    assert {n: id(p) for n, p in rnn.named_parameters()} == {n: id(p) for n, p in before.items()}
+    copy.deepcopy(rnn)
+    x = torch.randn(4, 2, 6)
+    first = rnn(x)[0]
+    for module in (ours, rnn):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            module(x)[0].square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(rnn(x)[0], ours(x)[0])
+    assert not torch.equal(rnn(x)[0], first)
+    parametrize.remove_parametrizations(rnn, "weight_hh_l1")
+    assert type(rnn) is TORCH[cell]
 
 
 def test_a_model_without_our_layers_is_said_to_be_so() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -29,14 +29,13 @@ def convert(model: ModuleT) -> ModuleT:
     In place: the module objects themselves change their class, so everything else stays as it is:
     the very Parameter objects (and with them the optimizer), hooks, training flag, device, dtype,
     names, and places that hold the same module twice. Subclasses that override nothing but
-    ``__init__`` are replaced, too, by the same two classes. So are layers under
-    ``torch.nn.utils.parametrizations``, which act from then on: ``nn.LSTM`` goes on with the
-    weights that were there before. Whatever is loaded or added later is to be converted then, by
-    another call; converting twice is harmless.
+    ``__init__`` are replaced, too, by the same two classes, and so are layers under
+    ``torch.nn.utils.parametrizations``. Whatever is loaded or added later is to be converted then,
+    by another call; converting twice is harmless.
 
-    Some layers stay as they are, and one warning names them: subclasses with methods of their own,
-    scripted and traced ones, and those whose ``forward`` was replaced on the object, as offloading
-    hooks do (convert first, hooks afterwards).
+    Some layers stay as they are, and one warning names them: subclasses with methods or attributes
+    of their own, also by a mixin; scripted and traced ones; and those whose ``forward`` was
+    replaced on the object, as offloading hooks do (convert first, hooks afterwards).
 
     To quantise a converted model use :func:`quantize_dynamic`: ``torch.ao.quantization`` knows
     torch's own layers only, and leaves these as they are without a word. :func:`revert` is the way
@@ -76,9 +75,9 @@ def revert(model: ModuleT) -> ModuleT:
     torch's layers only: ``torch.jit.script``, ``torch.ao.quantization``, exporters. From then on
     ``forward`` takes what ``nn.LSTM`` takes: no lengths, masks or resets.
 
-    Layers that stay as they are, which one warning names: subclasses with methods of their own,
-    such as those with int8 weights, traced ones, those whose ``forward`` was replaced on the
-    object, and parametrised ones, since ``nn.LSTM`` would not see later changes of their weights.
+    Layers that stay as they are, which one warning names: subclasses with methods or attributes of
+    their own, such as those with int8 weights; traced ones; and those whose ``forward`` was
+    replaced on the object.
 
     Args:
         model: any module, also one of ours itself.
@@ -151,12 +150,12 @@ def _why_not(module: nn.Module, classes: Classes) -> str:
     # What removes hooks may leave the method of the class there.
     if forward is not None and forward != type(module).forward.__get__(module):
         return "its forward was replaced on the object"
-    if parametrize.is_parametrized(module) and classes is TORCHS:
-        return "it is parametrised: remove_parametrizations first"
     cls = parametrize.type_before_parametrizations(module)
+    inherited = {*_class_of(module, classes).__mro__, Generic}
     own = [
         name
-        for base in cls.__mro__[: cls.__mro__.index(_class_of(module, classes))]
+        for base in cls.__mro__
+        if base not in inherited
         for name, value in vars(base).items()
         if name not in _HARMLESS and (callable(value) or not name.startswith("__"))
     ]
@@ -182,4 +181,5 @@ def change_class(module: Any, classes: Classes) -> None:
         module._become_ours()
     else:
         vars(module).pop("__module__", None)
-        module._init_flat_weights()
+        with torch.no_grad():  # parametrised weights are computed anew in each call
+            module._init_flat_weights()
