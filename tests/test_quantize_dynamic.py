@@ -334,6 +334,7 @@ def test_what_comes_behind_can_be_trained(cell: str) -> None:
 
 # Torch's own, of every autograd.Function that it compiles, and of its own deprecated names.
 @pytest.mark.filterwarnings("ignore:.*(should not be instantiated|is_fx_tracing|script_method)")
+@pytest.mark.skipif(torch.__version__ < "2.11", reason="torch 2.10 leaves out the backward pass")
 @pytest.mark.skipif(not HAS_EXTENSION, reason="there are no compiled ops")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_a_compiled_model_infers_with_gradients_on_and_does_not_train(backend: str) -> None:
