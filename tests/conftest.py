@@ -70,3 +70,12 @@ def threads(request: pytest.FixtureRequest, restore_threads: None) -> int:
     """One and two threads; what torch does with its own is not ours to test."""
     torch.set_num_threads(request.param)
     return request.param
+
+
+@pytest.fixture
+def without_onednn() -> Iterator[None]:
+    """What oneDNN takes of torch's modules, and what it warns of, depends on the CPU."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    yield
+    torch._C._set_mkldnn_enabled(before)

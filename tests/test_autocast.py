@@ -137,16 +137,7 @@ def test_autocast_is_a_module_in_its_dtype(cell: str, dtype: torch.dtype) -> Non
             assert_bitwise(got.detach(), wanted.detach())
 
 
-@pytest.fixture
-def _without_onednn() -> Iterator[None]:
-    """What oneDNN takes of torch's modules, and what it warns of, depends on the CPU."""
-    before = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    yield
-    torch._C._set_mkldnn_enabled(before)
-
-
-@pytest.mark.usefixtures("_without_onednn")
+@pytest.mark.usefixtures("without_onednn")
 @narrow
 @both_cells
 def test_dtypes_of_results_are_those_of_torch(cell: str, dtype: torch.dtype) -> None:

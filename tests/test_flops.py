@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from varlen_rnn import quantize_dynamic
 
-pytestmark = pytest.mark.skipif(not HAS_EXTENSION, reason="torch counts the reference's products")
+pytestmark = [
+    pytest.mark.skipif(not HAS_EXTENSION, reason="torch counts the reference's products"),
+    # Of an nn.LSTM that oneDNN runs as a whole torch counts nothing.
+    pytest.mark.usefixtures("without_onednn"),
+]
 both_cells = pytest.mark.parametrize("cell", CELLS)
 BATCHES = {form: drawn("xxR.xx", "......", ".RxrxR", "x.....") for form in FORMS} | {
     **dict.fromkeys(("packed", "full"), drawn("xxRxxx", "Rxxxxx", "xxxxxx")),
@@ -29,15 +33,6 @@ SHAPES = {
 }
 
 Outputs = tuple[Tensor, list[Tensor]]
-
-
-@pytest.fixture(autouse=True)
-def _without_onednn() -> Iterator[None]:
-    """Torch counts products, but nothing of an nn.LSTM that oneDNN runs as a whole."""
-    before = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    yield
-    torch._C._set_mkldnn_enabled(before)
 
 
 def flops(call: Callable[[], Any]) -> tuple[int, Any]:
