@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -103,6 +104,7 @@ def package_dir(name: str) -> Path:
     return Path(spec.origin).parent if spec and spec.origin else missing(name)
 
 
+@cache
 def torch_dir() -> Path:
     """The folder of torch."""
     folder = find_torch()
