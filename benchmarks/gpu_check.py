@@ -178,7 +178,7 @@ def copy_tree() -> None:
 def require_build(check: Check) -> str:
     """What the built copy says of its CUDA kernels; fails where they are not in use."""
     code = (
-        "import varlen_rnn; from varlen_rnn import _extension as e;"
+        "import varlen_rnn; from varlen_rnn.runtime import extension as e;"
         "reason = e.UNAVAILABLE or e.CUDA_UNAVAILABLE;"
         "raise SystemExit(reason) if reason else print(varlen_rnn.build_info()['cuda'])"
     )

@@ -14,7 +14,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from benchmarks.prepared import Peer, Prepared, with_gradients
 from benchmarks.workloads import FORM_PEERS, LAYOUT_PEERS, Batch, Workload
-from varlen_rnn import VarLenGRU, VarLenLSTM, _forms
+from varlen_rnn import VarLenGRU, VarLenLSTM
+from varlen_rnn.layout import forms
 
 OUR_MODULES = {"lstm": VarLenLSTM, "gru": VarLenGRU}
 
@@ -179,7 +180,7 @@ class LayoutAlone:
         keywords = ("lengths", "mask", "resets", "cu_seqlens")
         lengths, mask, resets, cu_seqlens = (form.keywords.get(keyword) for keyword in keywords)
         which = (lengths, mask, resets, cu_seqlens)
-        return Prepared(lambda: _forms.read(name, given, which, False, False), results=None)
+        return Prepared(lambda: forms.read(name, given, which, False, False), results=None)
 
 
 PEERS: dict[str, Peer] = {

@@ -1,5 +1,5 @@
 // The library's table of contents: every op's schema. Shapes are in params.h and
-// varlen_rnn/layout.py. No size is a number: torch.jit.trace would make it a constant. Where no other
+// varlen_rnn/layout/. No size is a number: torch.jit.trace would make it a constant. Where no other
 // tensor has it, one without elements says it: positions [B, T, 0] or [R, 0], tokens [N, 0].
 #include <torch/csrc/stable/library.h>
 

@@ -20,7 +20,7 @@ enum class Dtype { kFloat32, kFloat64, kBFloat16, kFloat16 };
 using ParallelFor = void (*)(int64_t n, void (*body)(void* context, int64_t begin, int64_t end),
                              void* context);
 
-// Which token comes at which step: varlen_rnn/layout.py, with all index arrays checked.
+// Which token comes at which step: varlen_rnn/layout/, with all index arrays checked.
 struct Layout {
   int64_t num_rows;            // B
   int64_t num_flat_rows;       // R

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import HAS_EXTENSION
 
-from varlen_rnn import _extension
+from varlen_rnn.runtime import extension
 
 if HAS_EXTENSION:
     from varlen_rnn import _C
@@ -34,7 +34,7 @@ def fallback_warning_is_over() -> None:
     """Without the extension the first call warns, which would fail whichever test came first."""
     if not HAS_EXTENSION:
         with pytest.warns(RuntimeWarning, match="the plain PyTorch reference runs instead"):
-            _extension.warn_once()
+            extension.warn_once()
 
 
 @pytest.fixture(autouse=True)

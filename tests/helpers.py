@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from varlen_rnn import VarLenGRU, VarLenLSTM, _extension
+from varlen_rnn import VarLenGRU, VarLenLSTM
 from varlen_rnn.layout import Layout
+from varlen_rnn.runtime import extension
 
 CELLS = ("lstm", "gru")
 TORCH = {"lstm": nn.LSTM, "gru": nn.GRU}
 OURS = {"lstm": VarLenLSTM, "gru": VarLenGRU}
-HAS_EXTENSION = _extension.UNAVAILABLE is None
+HAS_EXTENSION = extension.UNAVAILABLE is None
 
 Results = dict[str, Tensor]
 

@@ -26,7 +26,7 @@ from matplotlib.image import imread  # noqa: E402
 
 from benchmarks import compare, measure, ours, peers, prepared, run, suites, workloads  # noqa: E402
 from benchmarks.workloads import FORM_PEERS, LAYOUT_PEERS, RESET_PEERS, Workload  # noqa: E402
-from varlen_rnn import _forms  # noqa: E402
+from varlen_rnn.layout import forms  # noqa: E402
 
 
 def words(text: str) -> list[str]:
@@ -243,14 +243,14 @@ def test_forms_are_what_they_are_called() -> None:
 
 @pytest.mark.parametrize("form", FORM_PEERS)
 def test_a_layout_is_made_as_in_a_call(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[str, Any, _forms.Which, bool, bool]] = []
-    read = _forms.read
+    seen: list[tuple[str, Any, forms.Which, bool, bool]] = []
+    read = forms.read
 
-    def spy(*args: Any) -> _forms.Batch:
+    def spy(*args: Any) -> forms.Batch:
         seen.append(args)
         return read(*args)
 
-    monkeypatch.setattr(_forms, "read", spy)
+    monkeypatch.setattr(forms, "read", spy)
     batch = tiny_forms().batch()
     layout = peers.PEERS[LAYOUT_PEERS[form]].prepare(batch)
     assert layout.results is None

@@ -15,11 +15,11 @@ import torch
 from helpers import HAS_EXTENSION, child_environment
 
 import varlen_rnn
-from varlen_rnn import _extension
+from varlen_rnn.runtime import extension
 
 pytestmark = pytest.mark.skipif(not HAS_EXTENSION, reason="there is no compiled extension")
 needs_cuda_part = pytest.mark.skipif(
-    _extension.CUDA_UNAVAILABLE is not None, reason=f"CUDA part: {_extension.CUDA_UNAVAILABLE}"
+    extension.CUDA_UNAVAILABLE is not None, reason=f"CUDA part: {extension.CUDA_UNAVAILABLE}"
 )
 ROOT = Path(__file__).parents[1]
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
@@ -277,7 +277,7 @@ def test_loading_does_not_touch_the_driver() -> None:
     loaded = run_python("import varlen_rnn", LD_DEBUG="libs").stderr
     assert "_C_cuda" in loaded
     assert "libcuda.so" not in loaded
-    asked = "from varlen_rnn import _extension, _C_cuda; print(_C_cuda.device())"
+    asked = "from varlen_rnn import _C_cuda; print(_C_cuda.device())"
     assert "libcuda.so" in run_python(asked, LD_DEBUG="libs").stderr
 
 

@@ -29,7 +29,9 @@ from helpers import (
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from varlen_rnn import VarLenLSTM, layout, ops, quantize_dynamic
+from varlen_rnn import VarLenLSTM, quantize_dynamic
+from varlen_rnn.layout import make
+from varlen_rnn.runtime import extension
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.* is (deprecated|not supported)"),
@@ -261,7 +263,7 @@ def test_layouts_that_another_device_would_make(
     cell: str, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By tensor operations, with nothing of the sizes in the graph."""
-    monkeypatch.setattr(layout, "_compiled", lambda: False)
+    monkeypatch.setattr(make, "_compiled", lambda: False)
     model = Model(OURS[cell](3, 5, batch_first=True), form).eval()
 
     def example(sizes: Sizes) -> tuple[Tensor, ...]:
@@ -398,7 +400,7 @@ def test_numbers_that_a_trace_does_not_see_are_refused(keywords: dict[str, Any],
 
 def test_the_reference_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its graph would have as many steps as the example."""
-    monkeypatch.setattr(ops, "compiled", lambda x: False)
+    monkeypatch.setattr(extension, "runs", lambda x: False)
     rnn = VarLenLSTM(3, 5)
     with pytest.raises(NotImplementedError, match=r"VarLenLSTM: torch.jit.trace needs compiled"):
         torch.jit.trace(rnn, (torch.randn(6, 4, 3),))

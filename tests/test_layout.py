@@ -13,8 +13,9 @@ from helpers import HAS_EXTENSION, layout_of, rows_as_segments
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from varlen_rnn import VarLenLSTM, _extension, _index_arrays, layout
-from varlen_rnn.layout import Layout
+from varlen_rnn import VarLenLSTM, layout
+from varlen_rnn.layout import Layout, index_arrays, make
+from varlen_rnn.runtime import extension
 
 ARRAYS = ("batch_sizes", "rows", "reverse", "initial_row", "final_segment")
 
@@ -23,7 +24,7 @@ ARRAYS = ("batch_sizes", "rows", "reverse", "initial_row", "final_segment")
 def _implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to make the arrays."""
     if request.param == "python":
-        monkeypatch.setattr(_extension, "UNAVAILABLE", "the test says so")
+        monkeypatch.setattr(extension, "UNAVAILABLE", "the test says so")
 
 
 either_way = pytest.mark.usefixtures("_implementation")
@@ -142,7 +143,7 @@ def test_a_full_batch_of_another_device_is_made_there_and_not_kept(batch_first: 
     "mode", [torch.inference_mode, FakeTensorMode, lambda: torch.device("meta")]
 )
 def test_a_full_batch_is_not_what_it_is_in_a_mode(mode: Any) -> None:
-    layout._small_full.cache_clear()
+    make._small_full.cache_clear()
     rnn, x = VarLenLSTM(3, 5, bidirectional=True), torch.randn(2, 1, 3)
     with mode():
         layout.full(2, 1, batch_first=False, bidirectional=True)
@@ -197,7 +198,7 @@ def test_both_ways_agree_on_batches_of_any_size(monkeypatch: pytest.MonkeyPatch)
         options = {"batch_first": trial % 2 == 0, "bidirectional": True}
         got = of_lengths(lengths, num_steps, **options)
         with monkeypatch.context() as patch:
-            patch.setattr(_extension, "UNAVAILABLE", "the test says so")
+            patch.setattr(extension, "UNAVAILABLE", "the test says so")
             assert_same(got, of_lengths(lengths, num_steps, **options))
 
 
@@ -359,7 +360,7 @@ def test_layouts_of_another_device_are_made_without_reading_a_value() -> None:
 def test_an_exact_layout_is_what_is_left_of_the_largest() -> None:
     lengths = torch.tensor([2, 0, 3])
     args = (lengths, None, None, None, 3, 4, True, True)
-    largest = Layout(*_index_arrays.from_rows(*args))
+    largest = Layout(*index_arrays.from_rows(*args))
     assert [len(getattr(largest, name)) for name in ARRAYS] == [4, 12, 12, 3, 3]
     assert_same(largest.exact(), of_lengths([2, 0, 3], 4, batch_first=True, bidirectional=True))
     assert_same(largest.exact().exact(), largest.exact())

@@ -29,7 +29,7 @@ from torch.export import Dim
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import varlen_rnn
-from varlen_rnn import _onnx
+from varlen_rnn.modules import onnx as our_export
 
 REASON = "an export needs onnx and onnxscript, and ONNX Runtime checks it"
 onnx = pytest.importorskip("onnx", reason=REASON)
@@ -272,7 +272,7 @@ def test_what_onnx_cannot_express_is_named(message: str, monkeypatch: pytest.Mon
     rnn = OURS["lstm"](INPUT_SIZE, HIDDEN_SIZE, **options)
     batch = make() if make else torch.randn(4, 2, INPUT_SIZE)
     rnn(batch, **keywords)
-    monkeypatch.setattr(_onnx, "exporting", lambda: True)
+    monkeypatch.setattr(our_export, "exporting", lambda: True)
     with pytest.raises(NotImplementedError, match=r"^VarLenLSTM: an ONNX export") as error:
         rnn(batch, **keywords)
     assert f"got {message}" in str(error.value)
@@ -281,7 +281,7 @@ def test_what_onnx_cannot_express_is_named(message: str, monkeypatch: pytest.Mon
 @both_cells
 def test_int8_weights_are_refused(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     quantized = varlen_rnn.quantize_dynamic(OURS[cell](INPUT_SIZE, HIDDEN_SIZE))
-    monkeypatch.setattr(_onnx, "exporting", lambda: True)
+    monkeypatch.setattr(our_export, "exporting", lambda: True)
     with pytest.raises(NotImplementedError, match="an ONNX export must have float32 weights"):
         quantized(torch.randn(4, INPUT_SIZE))
 
@@ -364,7 +364,7 @@ def test_an_export_that_fails_before_a_module_says_why() -> None:
 
 
 def test_arguments_are_checked_as_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_onnx, "exporting", lambda: True)
+    monkeypatch.setattr(our_export, "exporting", lambda: True)
     rnn = OURS["gru"](INPUT_SIZE, HIDDEN_SIZE, batch_first=True)
     x = torch.randn(3, 4, INPUT_SIZE)
     with pytest.raises(ValueError, match=r"h_0\) must be \[L \* D, B, H\] = \[1, 3, 7\], got"):
@@ -379,7 +379,7 @@ def test_arguments_are_checked_as_always(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @both_cells
 def test_results_are_on_the_models_device(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_onnx, "exporting", lambda: True)
+    monkeypatch.setattr(our_export, "exporting", lambda: True)
     rnn = OURS[cell](INPUT_SIZE, HIDDEN_SIZE, 2, device="meta")
     states = [s.to("meta") for s in random_hx(rnn, 3)]
     for device in ("cpu", "meta"):

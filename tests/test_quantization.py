@@ -21,7 +21,9 @@ from quantized_truth import Truth, named, product, quantized_weight
 from ragged import ANY_BATCH, NAN, Ragged, draw_resets, draw_valid, each_segment_alone, in_form
 from torch import Tensor, nn
 
-from varlen_rnn import _quantized, quantize_dynamic
+from varlen_rnn import quantize_dynamic
+from varlen_rnn.ops import int8
+from varlen_rnn.runtime import extension
 
 # A value that lies on a boundary may be rounded to either side: of 2 * 32767 steps one.
 ROUNDING = 1e-5
@@ -42,7 +44,7 @@ needs_extension = pytest.mark.skipif(not HAS_EXTENSION, reason="a promise of the
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The compiled op, and what stands in for it elsewhere."""
     if request.param == "reference":
-        monkeypatch.setattr(_quantized.ops, "compiled", lambda x: False)
+        monkeypatch.setattr(extension, "runs", lambda x: False)
     return str(request.param)
 
 
@@ -124,7 +126,7 @@ def test_the_largest_sums_fit(
     x, states = torch.ones(1, 1, size), random_hx(rnn, 1)
     quantized = quantize_dynamic(rnn)
     assert quantized.weight_ih_l0.abs().max() == 127
-    assert _quantized.activation_max(size) * 127 * size < 2**31
+    assert int8.activation_max(size) * 127 * size < 2**31
     expected, _ = Truth(rnn)(x[0], as_hx([state[:, 0] for state in states]))
     out, _ = quantized(x, as_hx(states))
     assert max_error(out[0], expected) <= ROUNDING_OF_ONE_STEP
@@ -138,19 +140,19 @@ def test_the_product_is_that_of_integers() -> None:
         x[2] *= 1e-20
         weight, bias = torch.randn(9, size, generator=generator), torch.randn(9)
         weight[3] = 0
-        q, scale = _quantized.quantize_weight(weight)
+        q, scale = int8.quantize_weight(weight)
         expected_q, expected_scale = quantized_weight(weight.numpy())
         assert (q.numpy() == expected_q).all()
         assert_bitwise(scale, torch.from_numpy(expected_scale))
         exact = q.double() * scale.double()[:, None]
-        got = _quantized.linear(x.double(), exact, bias.double()).numpy()
+        got = int8.linear(x.double(), exact, bias.double()).numpy()
         expected = product(x.numpy(), weight.numpy(), bias.numpy())
         assert np.abs(got - expected).max() <= 1e-13 * np.abs(expected).max()
 
 
 def test_a_weight_is_off_by_half_a_step_at_most() -> None:
     weight = make("lstm", input_size=30, hidden_size=20).weight_ih_l0.detach()
-    q, scale = _quantized.quantize_weight(weight)
+    q, scale = int8.quantize_weight(weight)
     off = (q.double() * scale.double()[:, None] - weight.double()).abs()
     assert bool((off <= 0.5001 * scale.double()[:, None]).all())
     assert bool((q.abs().amax(dim=1) == 127).all())
@@ -163,7 +165,7 @@ def test_packed_rows_are_where_the_kernels_read_them(
 ) -> None:
     rows = torch.arange(num_gates * hidden_size * size) % 251 - 125
     rows = rows.view(num_gates * hidden_size, size).to(torch.int8)
-    packed = _quantized.pack(rows, num_gates)
+    packed = int8.pack(rows, num_gates)
     groups, pairs = -(-hidden_size // 16), -(-size // 2)
     assert packed.shape == (groups, num_gates, pairs, 16, 2)
     assert packed.is_contiguous()
@@ -171,11 +173,11 @@ def test_packed_rows_are_where_the_kernels_read_them(
         u, k = group * 16 + unit, 2 * pair + second
         inside = u < hidden_size and k < size
         assert value == (rows[gate * hidden_size + u, k] if inside else 0)
-    assert_equal(_quantized.unpack(packed, hidden_size, size), rows)
+    assert_equal(int8.unpack(packed, hidden_size, size), rows)
     scales = rows[:, 0].float()
-    packed_scales = _quantized.pack(scales, num_gates)
+    packed_scales = int8.pack(scales, num_gates)
     assert packed_scales.shape == (groups, num_gates, 16)
-    assert_equal(_quantized.unpack(packed_scales, hidden_size), scales)
+    assert_equal(int8.unpack(packed_scales, hidden_size), scales)
 
 
 def assert_equal(got: Tensor, expected: Tensor) -> None:
@@ -185,8 +187,8 @@ def assert_equal(got: Tensor, expected: Tensor) -> None:
 
 def error_bound(x: Tensor, weight: Tensor) -> Tensor:
     """How far a product ``[N, rows]`` may be from that of floats: half a step of each factor."""
-    q, scale = _quantized.quantize_weight(weight)
-    x_scale = x.abs().amax(1, keepdim=True) / _quantized.activation_max(x.shape[1])
+    q, scale = int8.quantize_weight(weight)
+    x_scale = x.abs().amax(1, keepdim=True) / int8.activation_max(x.shape[1])
     of_weights = x.abs().sum(1, keepdim=True) * scale / 2
     of_tokens = x_scale / 2 * (q.float() * scale[:, None]).abs().sum(1)
     return 1.001 * (of_weights + of_tokens) + 1e-6

@@ -11,7 +11,7 @@ from helpers import CELLS, HAS_EXTENSION, assert_bitwise, layout_of, rows_as_seg
 from torch import Tensor
 
 from varlen_rnn import QuantizedVarLenGRU, QuantizedVarLenLSTM
-from varlen_rnn._quantized import KINDS
+from varlen_rnn.ops.int8 import KINDS
 
 pytestmark = pytest.mark.skipif(not HAS_EXTENSION, reason="there are no compiled ops")
 

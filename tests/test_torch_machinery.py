@@ -18,7 +18,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 import varlen_rnn
-from varlen_rnn import _extension, _forms
+from varlen_rnn.layout import forms
+from varlen_rnn.runtime import extension
 
 both_cells = pytest.mark.parametrize("cell", CELLS)
 LENGTHS = [4, 0, 3]
@@ -254,13 +255,13 @@ def _cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     kernels = SimpleNamespace(why_not_on=why_not_on)
     monkeypatch.setattr(varlen_rnn, "_C_cuda", kernels, raising=False)
-    monkeypatch.setattr(_extension, "CUDA_UNAVAILABLE", None)
+    monkeypatch.setattr(extension, "CUDA_UNAVAILABLE", None)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
-    _extension._runs_on.cache_clear()
+    extension._runs_on.cache_clear()
     torch._dynamo.reset()
     yield
-    _extension._runs_on.cache_clear()
+    extension._runs_on.cache_clear()
 
 
 needs_cuda_kernels = pytest.mark.usefixtures("_cuda")
@@ -268,25 +269,25 @@ needs_cuda_kernels = pytest.mark.usefixtures("_cuda")
 
 @needs_cuda_kernels
 def test_a_device_without_kernels_is_named_once() -> None:
-    assert _extension.supports_cuda(CUDA[0])
+    assert extension.supports_cuda(CUDA[0])
     with pytest.warns(RuntimeWarning, match=rf"not in use on cuda:1 \({NO_IMAGE}\); the plain"):
-        assert not _extension.supports_cuda(CUDA[1])
+        assert not extension.supports_cuda(CUDA[1])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not _extension.supports_cuda(CUDA[1])
+        assert not extension.supports_cuda(CUDA[1])
 
 
 @needs_cuda_kernels
 def test_rocm_has_no_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert not _extension.supports_cuda(CUDA[0])
+    assert not extension.supports_cuda(CUDA[0])
 
 
 @needs_cuda_kernels
 @pytest.mark.filterwarnings("ignore:varlen_rnn. the CUDA kernels are not in use")
 def test_whether_there_are_kernels_is_a_constant_to_torch_compile() -> None:
     def choose(x: Tensor, device: torch.device) -> Tensor:
-        return x + 1 if _extension.supports_cuda(device) else x - 1
+        return x + 1 if extension.supports_cuda(device) else x - 1
 
     compiled = torch.compile(choose, backend="eager", fullgraph=True)
     for device, expected in zip(CUDA, (1, -1), strict=True):
@@ -322,7 +323,7 @@ def test_a_full_batch_on_cuda_takes_nothing_from_the_host(
     with FakeTensorMode(), torch.no_grad():
         rnn = OURS[cell](3, 5, 2, batch_first=batch_first, bidirectional=True, device="cuda")
         x = torch.empty(2, 4, 3, device="cuda")
-        layout = _forms.read("test", x, (None,) * 4, batch_first, True).layout
+        layout = forms.read("test", x, (None,) * 4, batch_first, True).layout
         arrays = [layout.batch_sizes, layout.rows, layout.reverse]
         arrays += [layout.initial_row, layout.final_segment]
         assert {array.device for array in arrays if array is not None} == {CUDA[0]}
@@ -335,10 +336,10 @@ def test_a_full_batch_on_cuda_without_kernels_does_not_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The reference reads how many rows each step has, so that stays on the CPU."""
-    monkeypatch.setattr(_extension, "CUDA_UNAVAILABLE", "the test says so")
+    monkeypatch.setattr(extension, "CUDA_UNAVAILABLE", "the test says so")
     with FakeTensorMode():
         x = torch.empty(2, 4, 3, device="cuda")
-        layout = _forms.read("test", x, (None,) * 4, False, True).layout
+        layout = forms.read("test", x, (None,) * 4, False, True).layout
     assert layout.batch_sizes.is_cpu
     assert layout.reverse.is_cuda
     assert layout.initial_row.is_cuda

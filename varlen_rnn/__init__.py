@@ -3,12 +3,12 @@
 from importlib.metadata import version
 
 from varlen_rnn import data, masking, reference
-from varlen_rnn._errors import InputIndexError, InputShapeError, InputTypeError
-from varlen_rnn._extension import build_info
 from varlen_rnn.convert import convert, revert
+from varlen_rnn.layout.errors import InputIndexError, InputShapeError, InputTypeError
 from varlen_rnn.modules import VarLenGRU, VarLenLSTM
 from varlen_rnn.quantization import QuantizedVarLenGRU, QuantizedVarLenLSTM, quantize_dynamic
 from varlen_rnn.replacing import replacing_torch
+from varlen_rnn.runtime.extension import build_info
 
 __version__ = version("varlen_rnn")
 __all__ = [

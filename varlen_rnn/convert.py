@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from varlen_rnn._rnn_module import RNNModule
 from varlen_rnn.modules import VarLenGRU, VarLenLSTM
+from varlen_rnn.modules.rnn_module import RNNModule
 
 OURS: dict[type[nn.RNNBase], type[nn.RNNBase]] = {nn.LSTM: VarLenLSTM, nn.GRU: VarLenGRU}
 TORCHS = {ours: theirs for theirs, ours in OURS.items()}

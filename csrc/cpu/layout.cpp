@@ -1,4 +1,4 @@
-// The ops that make layouts, each in one pass over the tokens: varlen_rnn/layout.py has the same in
+// The ops that make layouts, each in one pass over the tokens: varlen_rnn/layout/ has the same in
 // plain PyTorch, which is their specification.
 #include <algorithm>
 #include <limits>

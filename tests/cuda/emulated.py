@@ -23,6 +23,7 @@ from torch import Tensor
 
 from varlen_rnn import reference
 from varlen_rnn.layout import Layout
+from varlen_rnn.reference import layers
 
 FOLDER = os.environ.get("VARLEN_RNN_EMULATED")
 if FOLDER is None:
@@ -135,7 +136,7 @@ def truth_of(case: Case, persistent: tuple[bool, bool]) -> Results:
     ]
     sizes = [case.output_size, case.hidden_size][: len(case.state_names)]
     initial = [leaves.get(f"{name}_0") for name in case.state_names]
-    out, finals, cells = reference._layer(
+    out, finals, cells = layers.run(
         cell, leaves["x"], initial, sizes, weights, exact_layout(case.ragged, case.directions)
     )
     outputs = [out, *finals]

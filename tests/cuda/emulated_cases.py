@@ -10,8 +10,8 @@ from ragged import Ragged, drawn
 from rounded import NUMBERS, Number
 from torch import Tensor
 
-from varlen_rnn import _index_arrays, layout
-from varlen_rnn.layout import Layout
+from varlen_rnn import layout
+from varlen_rnn.layout import Layout, index_arrays
 
 # Formats of the persistent kernels.
 PERSISTENT = ("tf32", "bfloat16", "float16")
@@ -105,7 +105,7 @@ def capacity_layout(batch: Ragged, directions: int) -> Layout:
     mask, resets = batch.valid.reshape(-1), batch.resets
     resets = None if resets is None else resets.reshape(-1)
     sizes = batch.valid.shape
-    arrays = _index_arrays.from_rows(None, None, mask, resets, *sizes, True, directions == 2)
+    arrays = index_arrays.from_rows(None, None, mask, resets, *sizes, True, directions == 2)
     result = Layout(*arrays)
     exact = vars(result.exact())
     for name, array in vars(result).items():

@@ -31,7 +31,7 @@ from helpers import (
 )
 from torch import Tensor, nn
 
-from varlen_rnn import _extension
+from varlen_rnn.runtime import extension
 
 DEVICE = torch.device(os.environ.get("VARLEN_RNN_TEST_DEVICE", "cuda"))
 ON_CUDA = DEVICE.type == "cuda"
@@ -43,8 +43,8 @@ def _missing() -> str | None:
         return None
     if not torch.cuda.is_available():
         return "no CUDA device"
-    if _extension.CUDA_UNAVAILABLE is not None:
-        return f"the CUDA kernels are not there: {_extension.CUDA_UNAVAILABLE}"
+    if extension.CUDA_UNAVAILABLE is not None:
+        return f"the CUDA kernels are not there: {extension.CUDA_UNAVAILABLE}"
     return None
 
 

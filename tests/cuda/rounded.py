@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from varlen_rnn.reference import State
+from varlen_rnn.reference.cells import State
 
 Rounding = Callable[[Tensor], Tensor]
 

@@ -24,8 +24,7 @@ from ragged import drawn
 from rounded import NUMBERS
 from torch import Tensor
 
-from varlen_rnn import _index_arrays
-from varlen_rnn.layout import Layout
+from varlen_rnn.layout import Layout, index_arrays
 
 LAYER = "{} {} H{} {}"
 PATHS = [
@@ -144,7 +143,7 @@ def flat_layout(case: Case) -> Layout:
     lengths = case.ragged.valid.sum(1)
     first = lengths.cumsum(0) - lengths
     num_tokens, bidirectional = int(lengths.sum()), case.directions == 2
-    arrays = _index_arrays.from_rows(
+    arrays = index_arrays.from_rows(
         lengths, first, None, None, len(lengths), num_tokens, True, bidirectional
     )
     return Layout(*arrays)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varlen_rnn._checks import (
+from varlen_rnn.layout.checks import (
     Lengths,
     Mask,
     as_array,
@@ -18,8 +18,8 @@ from varlen_rnn._checks import (
     failure,
     on_device,
 )
-from varlen_rnn._errors import InputIndexError
-from varlen_rnn._tracing import tracing
+from varlen_rnn.layout.errors import InputIndexError
+from varlen_rnn.runtime.tracing import tracing
 
 
 def valid_tokens(

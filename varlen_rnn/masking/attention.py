@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from varlen_rnn._checks import Lengths, Mask, failure
+from varlen_rnn.layout.checks import Lengths, Mask, failure
 from varlen_rnn.masking._valid import check_batch, valid_tokens
 
 

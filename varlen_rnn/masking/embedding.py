@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from varlen_rnn._checks import Lengths, Mask, failure
+from varlen_rnn.layout.checks import Lengths, Mask, failure
 from varlen_rnn.masking._valid import (
     beside,
     check_batch,

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from varlen_rnn._checks import Lengths, Mask, failure
+from varlen_rnn.layout.checks import Lengths, Mask, failure
 from varlen_rnn.masking._valid import (
     check_batch,
     check_numbers,

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from varlen_rnn._checks import Lengths, Mask, check_mask, check_resets, failure
-from varlen_rnn._tracing import asserted, in_jit_trace, tracing
+from varlen_rnn.layout.checks import Lengths, Mask, check_mask, check_resets, failure
 from varlen_rnn.masking._valid import (
     check_any_lengths,
     right_padded,
     shape_of,
     valid_tokens,
 )
+from varlen_rnn.runtime.tracing import asserted, in_jit_trace, tracing
 
 
 def lengths_to_mask(

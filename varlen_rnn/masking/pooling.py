@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from varlen_rnn._checks import Lengths, Mask
+from varlen_rnn.layout.checks import Lengths, Mask
 from varlen_rnn.masking._valid import beside, check_batch, valid_tokens
 
 

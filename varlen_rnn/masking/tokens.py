@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from varlen_rnn._checks import Lengths, Mask, failure
+from varlen_rnn.layout.checks import Lengths, Mask, failure
 from varlen_rnn.masking._valid import check_batch, places_of, scatter, valid_tokens
 
 

@@ -20,8 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from varlen_rnn import _extension, ops, reference
+from varlen_rnn import reference
 from varlen_rnn.layout import Layout
+from varlen_rnn.reference import layers
+from varlen_rnn.runtime import extension
 
 UNITS = 16  # of a group
 WEIGHT_MAX = 127
@@ -97,7 +99,7 @@ def layer(
     ``weights`` are those of ``KINDS`` for the forward and then for the reverse direction, None for
     what is not there.
     """
-    if x.is_cpu and ops.compiled(x):
+    if x.is_cpu and extension.runs(x):
         op: Any = getattr(torch.ops.varlen_rnn, f"quantized_{cell}")
         arrays = (layout.batch_sizes, layout.rows, layout.reverse)
         ends = (layout.initial_row, layout.final_segment)
@@ -107,7 +109,7 @@ def layer(
     directions = [_dequantize(weights[:6], hidden_size, x.shape[1])]
     if weights[6] is not None:
         directions.append(_dequantize(weights[6:], hidden_size, x.shape[1]))
-    out, finals, _ = reference._layer(
+    out, finals, _ = layers.run(
         step,
         x.double(),
         [None if state is None else state.double() for state in states],
@@ -145,6 +147,6 @@ def _fake(num_states: int) -> Any:
     return fake
 
 
-if _extension.UNAVAILABLE is None:
+if extension.UNAVAILABLE is None:
     torch.library.register_fake("varlen_rnn::quantized_lstm", _fake(2))
     torch.library.register_fake("varlen_rnn::quantized_gru", _fake(1))

@@ -1,38 +1,18 @@
-"""Batches of ragged data: a sampler that bounds a batch's valid tokens, for one process or many.
-
-**Training in many processes.** ``DistributedDataParallel`` and FSDP average the gradients of the
-ranks. Ranks hold different numbers of tokens, so the average of their mean losses is not the mean
-loss over all tokens. What is: every rank's *sum*, times the number of ranks, over the tokens of
-all ranks. The gradient then is that of one process on the union of all ranks' batches::
-
-    num_tokens = lengths.sum()
-    torch.distributed.all_reduce(num_tokens)
-    out, _ = model(x, lengths=lengths)
-    loss = cross_entropy(out[mask], targets[mask], reduction="sum")
-    (loss * torch.distributed.get_world_size() / num_tokens).backward()
-
-Where a loss has a term per row and not per token, count rows in place of tokens. A rank whose rows
-are all empty needs no special case: its loss is 0, and every parameter has a gradient of 0.
-"""
+"""The sampler, and its state."""
 
 from __future__ import annotations
 
-import bisect
-import heapq
-import itertools
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 from torch.utils.data import Sampler
 
-from varlen_rnn._checks import Lengths, failure
+from varlen_rnn.data.steps import cut_into_steps, rounded_up
+from varlen_rnn.layout.checks import Lengths, failure
 from varlen_rnn.masking._valid import check_any_lengths
-
-# Lengths are rounded up to so many binary digits: by less than 1 / 32 of themselves.
-_LENGTH_BITS = 6
 
 
 class TokenBudgetBatchSampler(Sampler[list[int]]):
@@ -120,7 +100,7 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
             index = int(too_long[0])
             got = f"{int(self._lengths[index])} at index {index}"
             raise failure(name, "lengths", f"at most max_tokens = {self.max_tokens}", got)
-        self._rounded = _rounded_up(self._lengths).clamp(max=self.max_tokens)
+        self._rounded = rounded_up(self._lengths).clamp(max=self.max_tokens)
         self._plan()
         # Of the epoch's batches: where the next iteration starts, and how many were drawn.
         self._start = 0
@@ -227,7 +207,7 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
         Every epoch puts other rows in these places, but of the same rounded lengths.
         """
         sizes = self._rounded.sort(descending=True).values.tolist()
-        steps = _steps(sizes, self.max_tokens, self.num_replicas)
+        steps = cut_into_steps(sizes, self.max_tokens, self.num_replicas)
         self._num_steps = len(steps)
         slots = [s * self.num_replicas + slot for s, step in enumerate(steps) for slot in step]
         places = list(range(len(sizes)))
@@ -271,50 +251,6 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
                     batch = step * self.num_replicas + slot
                     mine.append(rows[starts[batch] : ends[batch]].tolist())
         return mine
-
-
-def _steps(sizes: Sequence[int], max_tokens: int, num_replicas: int) -> list[list[int]]:
-    """Cuts falling sizes into steps; of each step, which of its batches every size goes to.
-
-    Every batch gets at least one size, but in the last step where there are too few.
-    """
-
-    def fill(start: int, stop: int) -> list[int]:
-        """Puts each size into the smallest batch, until one does not fit there."""
-        batches = [(0, 0, slot) for slot in range(num_replicas)]  # tokens, rows: a heap
-        slots = []
-        for place in range(start, stop):
-            tokens, num_rows, slot = batches[0]
-            if tokens + sizes[place] > max_tokens:
-                break
-            heapq.heapreplace(batches, (tokens + sizes[place], num_rows + 1, slot))
-            slots.append(slot)
-        return slots
-
-    steps: list[list[int]] = []
-    starts = [0]
-    while starts[-1] < len(sizes):
-        steps.append(fill(starts[-1], len(sizes)))
-        starts.append(starts[-1] + len(steps[-1]))
-    if len(steps) < 2:
-        return steps
-    # Cut the last two steps anew, in the middle of their tokens, so that none is nearly empty.
-    first, end = starts[-3], len(sizes)
-    tokens = list(itertools.accumulate(sizes[first:]))
-    cut = first + bisect.bisect_left(tokens, tokens[-1] / 2) + 1
-    cut = max(cut, first + num_replicas)
-    if end - cut >= num_replicas:
-        halves = [fill(first, cut), fill(cut, end)]
-        if [len(half) for half in halves] == [cut - first, end - cut]:
-            steps[-2:] = halves
-    return steps
-
-
-def _rounded_up(lengths: Tensor) -> Tensor:
-    """Lengths rounded up to ``_LENGTH_BITS`` binary digits."""
-    num_bits = torch.frexp(lengths.double()).exponent.long()
-    unit = torch.ones_like(lengths) << (num_bits - _LENGTH_BITS).clamp(min=0)
-    return (lengths + unit - 1) // unit * unit
 
 
 def _integer(name: str, what: str, value: Any) -> int:

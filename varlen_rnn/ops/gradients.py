@@ -6,57 +6,18 @@ those of the legend in :mod:`varlen_rnn.layout`.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from varlen_rnn import reference
 from varlen_rnn.layout import Layout
+from varlen_rnn.ops.cells import Cell, Tensors, by_kind
 
 _NUM_ARRAYS = 5  # of the layout, which the last arguments of every forward op begin with
 _NUM_OTHERS = _NUM_ARRAYS + 1  # than x, states and weights: allow_tf32 as well
-
-Tensors = Sequence[Tensor | None]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What the ops of a cell are like.
-
-    Attributes:
-        name: ``lstm`` or ``gru``.
-        reference: the layer's specification.
-        num_states: of h and c.
-        num_gates: what weights have, each of H rows.
-        num_kinds: of weights in each direction.
-        num_differentiable: of the results of ``*_forward``, the first ones; the reference
-            returns the same.
-    """
-
-    name: str
-    reference: Callable[..., Any]
-    num_states: int
-    num_gates: int
-    num_kinds: int
-    num_differentiable: int
-
-
-# The compiled op always returns the cell states.
-_lstm = functools.partial(reference.lstm, output_cells=True)
-LSTM = Cell("lstm", _lstm, 2, num_gates=4, num_kinds=5, num_differentiable=4)
-GRU = Cell("gru", reference.gru, 1, num_gates=3, num_kinds=4, num_differentiable=2)
-
-
-def by_kind(weights: Tensors) -> list[list[Tensor]]:
-    """The ops' weights as the reference takes them: for each kind a list over directions."""
-    num_kinds = len(weights) // 2
-    pairs = zip(weights[:num_kinds], weights[num_kinds:], strict=True)
-    return [[weight for weight in pair if weight is not None] for pair in pairs]
 
 
 def differentiable(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:

@@ -8,6 +8,7 @@ import os
 import warnings
 
 import torch  # its shared libraries must be in memory before the extension's
+from torch import Tensor
 
 DISABLE = "VARLEN_RNN_DISABLE_EXTENSION"
 CPU_ISA = "VARLEN_RNN_CPU_ISA"
@@ -51,8 +52,22 @@ def _load_cuda() -> str | None:
     return None
 
 
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
 UNAVAILABLE = _load()
 CUDA_UNAVAILABLE = _load_cuda() if UNAVAILABLE is None else UNAVAILABLE
+
+
+def runs(x: Tensor) -> bool:
+    """Whether a compiled op runs, which takes every layout; the reference takes exact ones."""
+    if UNAVAILABLE is not None:
+        warn_once()
+        return False
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+        return False  # the reference can be batched, and differentiated in forward mode
+    if x.dtype not in _DTYPES:
+        return False
+    return x.is_cpu or (x.is_cuda and supports_cuda(x.device))
 
 
 def supports_cuda(device: torch.device) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 from torch.utils.flop_counter import register_flop_formula
 
-from varlen_rnn._gradients import GRU, LSTM, Cell
+from varlen_rnn.ops.cells import GRU, LSTM, Cell
 
 Arrays = Sequence[Any]  # of the layout: batch_sizes, rows, reverse, initial_row, final_segment
 

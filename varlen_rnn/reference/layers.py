@@ -1,9 +1,4 @@
-"""The specification: one layer of LSTM or GRU over the valid tokens, in plain PyTorch.
-
-It runs on every device, is differentiable any number of times, is what every kernel is tested
-against, and is what runs where no compiled extension is. Shapes are those of the legend in
-:mod:`varlen_rnn.layout`.
-"""
+"""One layer of each cell over the valid tokens."""
 
 from __future__ import annotations
 
@@ -13,76 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from varlen_rnn._tracing import tracing
-from varlen_rnn._transforms import Rectangular
 from varlen_rnn.layout import Layout
-
-State = tuple[Tensor, ...]
-Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-
-
-def lstm_cell(
-    from_x: Tensor,
-    state: State,
-    weight_hh: Tensor,
-    bias_hh: Tensor | None,
-    weight_hr: Tensor | None,
-    linear: Linear = F.linear,
-) -> State:
-    """One step: ``torch.nn.LSTMCell``, with an optional projection.
-
-    ``from_x`` is ``linear(x, weight_ih, bias_ih)``, which needs no state: one product gives that of
-    all steps.
-
-    Formulas: Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al. 2000; the
-    projection, Sak et al. 2014.
-
-    Example:
-        >>> import torch
-        >>> from varlen_rnn import reference
-        >>> cell = torch.nn.LSTMCell(3, 5)
-        >>> x, state = torch.randn(2, 3), (torch.randn(2, 5), torch.randn(2, 5))
-        >>> from_x = torch.nn.functional.linear(x, cell.weight_ih, cell.bias_ih)
-        >>> h, c = reference.lstm_cell(from_x, state, cell.weight_hh, cell.bias_hh, None)
-        >>> torch.allclose(c, cell(x, state)[1], atol=1e-6)
-        True
-    """
-    h, c = state
-    gates = from_x + linear(h, weight_hh, bias_hh)
-    i, f, g, o = gates.chunk(4, dim=-1)
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    h = torch.sigmoid(o) * torch.tanh(c)
-    return (h if weight_hr is None else linear(h, weight_hr, None)), c
-
-
-def gru_cell(
-    from_x: Tensor,
-    state: State,
-    weight_hh: Tensor,
-    bias_hh: Tensor | None,
-    weight_hr: None = None,
-    linear: Linear = F.linear,
-) -> State:
-    """One step, ``torch.nn.GRUCell`` (Cho et al. 2014, with the reset gate after the product).
-
-    ``from_x`` is that of :func:`lstm_cell`.
-
-    Example:
-        >>> import torch
-        >>> from varlen_rnn import reference
-        >>> cell = torch.nn.GRUCell(3, 5)
-        >>> x, h = torch.randn(2, 3), torch.randn(2, 5)
-        >>> from_x = torch.nn.functional.linear(x, cell.weight_ih, cell.bias_ih)
-        >>> (h_1,) = reference.gru_cell(from_x, (h,), cell.weight_hh, cell.bias_hh)
-        >>> torch.allclose(h_1, cell(x, h), atol=1e-6)
-        True
-    """
-    (h,) = state
-    x_r, x_z, x_n = from_x.chunk(3, dim=-1)
-    h_r, h_z, h_n = linear(h, weight_hh, bias_hh).chunk(3, dim=-1)
-    r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
-    n = torch.tanh(x_n + r * h_n)
-    return (n + z * (h - n),)
+from varlen_rnn.layout.transforms import Rectangular
+from varlen_rnn.reference.cells import Linear, State, gru_cell, lstm_cell
+from varlen_rnn.runtime.tracing import tracing
 
 
 def lstm(
@@ -135,7 +64,7 @@ def lstm(
     weights = _per_direction(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
     h_size = weight_hh[0].shape[1]
     c_size = weight_ih[0].shape[0] // 4
-    out, (h_n, c_n), cells = _layer(lstm_cell, x, (h_0, c_0), (h_size, c_size), weights, layout)
+    out, (h_n, c_n), cells = run(lstm_cell, x, (h_0, c_0), (h_size, c_size), weights, layout)
     if not output_cells:
         return out, h_n, c_n
     return out, h_n, c_n, torch.stack([torch.cat(steps) for steps in cells])
@@ -165,7 +94,7 @@ def gru(
         (torch.Size([8, 5]), torch.Size([1, 2, 5]))
     """
     weights = _per_direction(weight_ih, weight_hh, bias_ih, bias_hh, [])
-    out, (h_n,), _ = _layer(gru_cell, x, (h_0,), (weight_hh[0].shape[1],), weights, layout)
+    out, (h_n,), _ = run(gru_cell, x, (h_0,), (weight_hh[0].shape[1],), weights, layout)
     return out, h_n
 
 
@@ -179,7 +108,7 @@ def _per_direction(
     ]
 
 
-def _layer(
+def run(
     cell: Callable[..., State],
     x: Tensor,
     initial: Sequence[Tensor | None],

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from varlen_rnn._tracing import in_jit_trace
+from varlen_rnn.runtime.tracing import in_jit_trace
 
 _OP = "varlen_rnn::no_gradient"
 

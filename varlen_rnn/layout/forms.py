@@ -9,22 +9,22 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from varlen_rnn import _transforms, layout, ops
-from varlen_rnn._checks import (
+from varlen_rnn.layout import transforms
+from varlen_rnn.layout.arrays import Layout
+from varlen_rnn.layout.checks import (
     Lengths,
     Mask,
     check_cu_seqlens,
     check_lengths,
     check_mask,
     check_offsets,
-    check_packed,
-    check_packed_resets,
     check_resets,
-    check_same_rows,
     on_device,
 )
-from varlen_rnn._tracing import tracing
-from varlen_rnn.layout import Layout
+from varlen_rnn.layout.make import from_flat, from_packed, from_padded, full, made_by_op
+from varlen_rnn.layout.packed_checks import check_packed, check_packed_resets, check_same_rows
+from varlen_rnn.runtime import extension
+from varlen_rnn.runtime.tracing import tracing
 
 
 class Batch(NamedTuple):
@@ -99,13 +99,13 @@ def _padded(
 
     def make(lengths: Lengths | None, mask: Mask | None, resets: Mask | None) -> Layout:
         if lengths is None and mask is None and resets is None:
-            return layout.full(
+            return full(
                 num_steps,
                 num_rows,
                 batch_first=batch_first and not unbatched,
                 bidirectional=bidirectional,
                 # From there nothing is copied, so that a CUDA graph can be captured.
-                device=x.device if x.is_cuda and ops.compiled(x) else torch.device("cpu"),
+                device=x.device if x.is_cuda and extension.runs(x) else torch.device("cpu"),
             ).to(x.device)
         symbols = "[T]" if unbatched else "[B, T]" if batch_first else "[T, B]"
         arrays = {}
@@ -121,13 +121,13 @@ def _padded(
             tensors = (t for t in (lengths, resets) if isinstance(t, Tensor))
             arrays["lengths"] = check_lengths(
                 *(name, lengths, num_steps, num_rows, batch_first),
-                values_later=tracing() and layout.made_by_op(*tensors),
+                values_later=tracing() and made_by_op(*tensors),
             )
         if mask is not None:
             arrays["mask"] = check_mask(name, "mask", mask, leading, symbols)
         if resets is not None:
             arrays["resets"] = check_resets(name, "resets", resets, leading, symbols)
-        return layout.from_padded(
+        return from_padded(
             num_steps,
             num_rows,
             **_together(name, arrays, x.device),
@@ -135,7 +135,7 @@ def _padded(
             bidirectional=bidirectional,
         ).to(x.device)
 
-    batch = _transforms.layout_of(make, lengths, mask, resets)
+    batch = transforms.layout_of(make, lengths, mask, resets)
 
     def restore(flat: Tensor) -> Tensor:
         return flat if unbatched else flat.view(*leading, flat.shape[1])
@@ -157,11 +157,11 @@ def _flat(
             arrays["resets"] = check_resets(name, "resets", resets, (num_tokens,), "[N]")
         arrays = _together(name, arrays, input.device)
         bounds = arrays.pop("cu_seqlens")
-        return layout.from_flat(
+        return from_flat(
             bounds[:-1], bounds.diff(), num_tokens, **arrays, bidirectional=bidirectional
         ).to(input.device)
 
-    batch = _transforms.layout_of(make, cu_seqlens, resets)
+    batch = transforms.layout_of(make, cu_seqlens, resets)
     return Batch(input, batch, lambda flat: flat)
 
 
@@ -181,11 +181,11 @@ def _nested(name: str, input: Any, resets: Any, bidirectional: bool) -> Batch:
             check_same_rows(name, resets, input)
             flags = resets.values()
             arrays["resets"] = check_resets(name, "resets", flags, (num_flat_rows,), "[R]")
-        return layout.from_flat(
-            num_flat_rows=num_flat_rows, **arrays, bidirectional=bidirectional
-        ).to(x.device)
+        return from_flat(num_flat_rows=num_flat_rows, **arrays, bidirectional=bidirectional).to(
+            x.device
+        )
 
-    batch = _transforms.layout_of(make, offsets, lengths, resets)
+    batch = transforms.layout_of(make, offsets, lengths, resets)
 
     def restore(flat: Tensor) -> Tensor:
         nested: Tensor = torch.nested.nested_tensor_from_jagged(flat, offsets, lengths)
@@ -212,7 +212,7 @@ def _packed(
             resets = check_packed_resets(name, resets, packed)
         if resets is not None:
             arrays["resets"] = check_resets(name, "resets", resets, x.shape[:1], "[N]")
-        return layout.from_packed(
+        return from_packed(
             batch_sizes,
             sorted_indices,
             unsorted_indices,
@@ -221,7 +221,7 @@ def _packed(
             bidirectional=bidirectional,
         ).to(x.device)
 
-    batch = _transforms.layout_of(make, *input[1:], resets)
+    batch = transforms.layout_of(make, *input[1:], resets)
 
     def restore(flat: Tensor) -> PackedSequence:
         return PackedSequence(flat, batch_sizes, sorted_indices, unsorted_indices)

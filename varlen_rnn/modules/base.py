@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from varlen_rnn import _forms, _hints, _onnx, ops
-from varlen_rnn._checks import failure
-from varlen_rnn._errors import InputShapeError, InputTypeError
-from varlen_rnn._rnn_module import RNNModule
-from varlen_rnn._tracing import in_jit_trace, unseen
-from varlen_rnn.layout import Layout
+from varlen_rnn.layout import Layout, forms, hints
+from varlen_rnn.layout.checks import failure
+from varlen_rnn.layout.errors import InputShapeError, InputTypeError
+from varlen_rnn.modules import onnx
+from varlen_rnn.modules.rnn_module import RNNModule
+from varlen_rnn.runtime import extension
+from varlen_rnn.runtime.tracing import in_jit_trace, unseen
 
 
 class VarLenRNNBase(RNNModule):
@@ -26,7 +27,7 @@ class VarLenRNNBase(RNNModule):
         input: Tensor | PackedSequence,
         states: tuple[Tensor, ...] | None,
         state_sizes: tuple[int, ...],
-        which: _forms.Which,
+        which: forms.Which,
         output_states: bool = False,
     ) -> tuple[Any, tuple[Tensor, ...]]:
         """Output, or output and cell states, and final states."""
@@ -57,25 +58,25 @@ class VarLenRNNBase(RNNModule):
         states: tuple[Tensor, ...] | None,
         state_sizes: tuple[int, ...],
         weights: list[list[Tensor | None]],
-        which: _forms.Which,
+        which: forms.Which,
         output_states: bool,
     ) -> tuple[Any, tuple[Tensor, ...]]:
         self._check_input(input, data, weights[0])
         name = type(self).__name__
-        if _onnx.exporting():
-            lengths = _onnx.lengths_of(self, input, which, output_states)
+        if onnx.exporting():
+            lengths = onnx.lengths_of(self, input, which, output_states)
             if states is not None:
                 rows = [] if data.dim() == 2 else [data.shape[0 if self.batch_first else 1]]
                 self._check_states(states, state_sizes, data, rows, input)
-            return _onnx.run(self, data, states, weights, lengths)
-        batch = _forms.read(name, input, which, self.batch_first, self.bidirectional)
+            return onnx.run(self, data, states, weights, lengths)
+        batch = forms.read(name, input, which, self.batch_first, self.bidirectional)
         if states is not None:
             rows = [] if batch.unbatched else [batch.layout.num_rows]
             self._check_states(states, state_sizes, batch.x, rows, input)
             if batch.unbatched:
                 states = tuple([s.unsqueeze(1) for s in states])
         arrays = batch.layout
-        if not ops.compiled(batch.x):
+        if not extension.runs(batch.x):
             if in_jit_trace():
                 raise NotImplementedError(
                     f"{name}: torch.jit.trace needs compiled kernels, whose graph takes any size, "
@@ -234,7 +235,7 @@ class VarLenRNNBase(RNNModule):
     ) -> NoReturn:
         """Says what is wrong with a state."""
         name, what = type(self).__name__, f"hx ({symbol}_0)"
-        hint = _hints.keyword(state) if symbol == "h" else ""
+        hint = hints.keyword(state) if symbol == "h" else ""
         if not isinstance(state, Tensor):
             raise TypeError(f"{name}: {what} must be a Tensor, got {type(state).__name__}{hint}")
         if state.shape != expected:
@@ -246,7 +247,7 @@ class VarLenRNNBase(RNNModule):
                 and not input.is_nested
             ):
                 num_steps = input.shape[1 if self.batch_first else 0]
-                hint = _hints.order(expected[1], num_steps, state.shape[1], self.batch_first)
+                hint = hints.order(expected[1], num_steps, state.shape[1], self.batch_first)
             got = list(state.shape)
             raise failure(name, what, f"{form} = {list(expected)}", got, hint)
         if state.dtype != x.dtype:

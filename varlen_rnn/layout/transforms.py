@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from varlen_rnn.layout import Layout
+from varlen_rnn.layout.arrays import Layout
 
 
 @dataclass(frozen=True)

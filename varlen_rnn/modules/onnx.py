@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from varlen_rnn._checks import Lengths, Mask, check_lengths
+from varlen_rnn.layout.checks import Lengths, Mask, check_lengths
 
 # Where ONNX's gates stand among torch's: i, o, f, c among i, f, g, o, and z, r, h among r, z, n.
 _GATE_ORDER = {"LSTM": [0, 3, 1, 2], "GRU": [1, 0, 2]}
@@ -31,7 +31,7 @@ def _is_in_onnx_export() -> bool:
 
 
 # An export that fails is tried again by torch.compile, which takes torch's function for False, but
-# not this one; see supports_cuda in _extension.py.
+# not this one; see supports_cuda in extension.py.
 _is_in_onnx_export._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

@@ -1,111 +1,21 @@
-"""From a ragged batch to index arrays: which token of which row comes at which step.
+"""Layouts from lengths, masks, resets and packed batches.
 
-Shape legend, used in the whole package:
-
-======  =======================================================================
-letter  meaning
-======  =======================================================================
-``B``   rows of the batch, in the caller's order
-``T``   steps of the padded batch
-``N``   valid tokens
-``R``   rows of the flat tensor that holds the tokens, valid or not
-``S``   steps of the layout: the length of the longest segment
-``G``   segments: maximal runs of valid tokens, sorted by length, descending
-``D``   directions, 1 or 2
-``I``   input size
-``H``   hidden size
-``P``   output size of one direction: ``proj_size`` if there is one, else ``H``
-======  =======================================================================
-
-Tokens are numbered in *step order*: all segments' first tokens, longest segment first, then all
-second tokens, and so on, exactly as in ``PackedSequence.data``.
+Shapes are those of the legend in :mod:`varlen_rnn.layout`.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from varlen_rnn import _extension, _index_arrays
-from varlen_rnn._tracing import in_jit_trace, tracing
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Index arrays that say everything about a ragged batch; below, padding does not exist.
-
-    All arrays are int64. Where ``batch_sizes`` lies decides what they are like:
-
-    - On the CPU: the sizes are exactly those given here, and the other arrays are brought to the
-      tokens' device by :meth:`to`. Only where the call is recorded (:mod:`varlen_rnn._tracing`) are
-      arrays as large as they may have to be, as on another device; ``batch_sizes`` is ``[S + 1]``
-      at least then, so that it ends in a zero.
-    - On another device: so do all others. That is so where lengths, a mask or resets lie there, and
-      nobody waits for their values: arrays are as large as they may have to be, ``batch_sizes``
-      ends in zeros, and of those of N or G elements only the first ones count. It is so, too, for
-      batches without padding on CUDA, whose sizes are exact: nothing is copied from the host.
-
-    Attributes:
-        batch_sizes: ``[S]``, active segments at each step, non-increasing:
-            ``PackedSequence.batch_sizes``.
-        rows: ``[N]``, where each token lies in the flat tensor ``[R, I]``; None means
-            ``0, 1, ..., N - 1``.
-        reverse: ``[N]``, the token that the reverse direction takes in the n-th place, or None if
-            there is no reverse direction. It starts at each segment's own last token and is its own
-            inverse.
-        initial_row: ``[G]``, the row of ``h_0`` that each segment starts from, or -1 for zeros.
-        final_segment: ``[B]``, the segment that each row of ``h_n`` comes from, or -1 for a row
-            without tokens.
-    """
-
-    batch_sizes: Tensor
-    rows: Tensor | None
-    reverse: Tensor | None
-    initial_row: Tensor
-    final_segment: Tensor
-
-    @property
-    def num_rows(self) -> int:
-        """``B``."""
-        return self.final_segment.shape[0]
-
-    def exact(self) -> Layout:
-        """Returns the layout with arrays of just the sizes given here; the CPU waits for them."""
-        batch_sizes = self.batch_sizes.to("cpu")
-        num_steps = int(batch_sizes.count_nonzero())
-        num_tokens = int(batch_sizes.sum())
-        num_segments = int(batch_sizes[0]) if num_steps else 0
-        return Layout(
-            batch_sizes[:num_steps],
-            None if self.rows is None else self.rows[:num_tokens],
-            None if self.reverse is None else self.reverse[:num_tokens],
-            self.initial_row[:num_segments],
-            self.final_segment,
-        )
-
-    def to(self, device: torch.device) -> Layout:
-        """Returns the layout with every array on ``device``, but ``batch_sizes`` where it was."""
-        reverse = self.reverse
-        if self.initial_row.device == device and (reverse is None or reverse.device == device):
-            return self
-
-        def move(array: Tensor) -> Tensor:
-            # CUDA reads pageable memory before the call returns; others may read it too late.
-            return array.to(device, non_blocking=device.type == "cuda")
-
-        return Layout(
-            self.batch_sizes,
-            None if self.rows is None else move(self.rows),
-            None if reverse is None else move(reverse),
-            move(self.initial_row),
-            move(self.final_segment),
-        )
-
+from varlen_rnn.layout import index_arrays
+from varlen_rnn.layout.arrays import Layout
+from varlen_rnn.runtime import extension
+from varlen_rnn.runtime.tracing import in_jit_trace, tracing
 
 _CPU = torch.device("cpu")
 
@@ -240,7 +150,7 @@ def from_packed(
     """
     if sorted_indices is None:
         num_rows: Any = batch_sizes[0] if in_jit_trace() else int(batch_sizes[0])
-        initial_row = _index_arrays.arange(num_rows)
+        initial_row = index_arrays.arange(num_rows)
     else:
         num_rows, initial_row = sorted_indices.shape[0], sorted_indices.long()
     segments = initial_row if unsorted_indices is None else unsorted_indices.long()
@@ -248,11 +158,11 @@ def from_packed(
         reverse = _reverse_order(batch_sizes, num_tokens) if bidirectional else None
         return Layout(batch_sizes, None, reverse, initial_row, segments)
     # Of the sorted rows one behind the other, and from there to where their tokens are.
-    step, row = _index_arrays.step_and_segment(batch_sizes, num_tokens)
+    step, row = index_arrays.step_and_segment(batch_sizes, num_tokens)
     lengths = torch.zeros(num_rows, dtype=torch.int64).index_add(0, row, torch.ones_like(row))
     first = lengths.cumsum(0) - lengths
     places = torch.empty_like(step).index_copy(
-        0, first[row] + step, _index_arrays.arange(num_tokens)
+        0, first[row] + step, index_arrays.arange(num_tokens)
     )
     first, lengths, initial_row, segments, places = (
         array.to(resets.device) for array in (first, lengths, initial_row, segments, places)
@@ -296,7 +206,7 @@ def _from_rows(
         reverse = _reverse_order(batch_sizes, rows.shape[0]) if bidirectional else None
         return Layout(batch_sizes, rows, reverse, initial_row, final_segment)
     layout = Layout(
-        *_index_arrays.from_rows(*which, num_rows, num_steps, batch_first, bidirectional)
+        *index_arrays.from_rows(*which, num_rows, num_steps, batch_first, bidirectional)
     )
     return layout.exact() if _on_cpu(*which) and not in_jit_trace() else layout
 
@@ -312,13 +222,13 @@ def _on_cpu(*arrays: Tensor | None) -> bool:
 
 def _compiled() -> bool:
     """Whether compiled ops make the arrays; what they do is what stands here."""
-    return _extension.UNAVAILABLE is None and not torch._C._are_functorch_transforms_active()
+    return extension.UNAVAILABLE is None and not torch._C._are_functorch_transforms_active()
 
 
 def _reverse_order(batch_sizes: Tensor, num_tokens: int) -> Tensor:
     """The layout's ``reverse``."""
     if not _compiled():
-        return _index_arrays.reverse_order(batch_sizes, num_tokens)
+        return index_arrays.reverse_order(batch_sizes, num_tokens)
     order: Tensor = torch.ops.varlen_rnn.reverse_order(batch_sizes, _without_elements(num_tokens))
     return order
 

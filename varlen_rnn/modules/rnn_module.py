@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from varlen_rnn import _hints, _onnx
+from varlen_rnn.layout import hints
+from varlen_rnn.modules import onnx
 
 
 class RNNModule(nn.RNNBase):
@@ -64,14 +65,14 @@ class RNNModule(nn.RNNBase):
         weight: Any = state_dict.get(f"{prefix}weight_ih_l0")
         if weight is not None and (weight.dtype == torch.int8) != self._has_int8_weights:
             name = f"{type(self).__name__}: {prefix}weight_ih_l0"
-            found = ([], [], [name + _hints.other_weights(weight.dtype)])
+            found = ([], [], [name + hints.other_weights(weight.dtype)])
         missing_keys += found[0]
         unexpected_keys += found[1]
         error_msgs += found[2]
 
     def _slow_forward(self, *args: Any, **keywords: Any) -> Any:
         """What torch calls in place of ``forward`` while a call is traced."""
-        _onnx.refuse_old_exporter(self)
+        onnx.refuse_old_exporter(self)
         return super()._slow_forward(*args, **keywords)  # type: ignore[no-untyped-call]
 
     def flatten_parameters(self) -> None:
