@@ -4,6 +4,10 @@
 #include <atomic>
 #include <cstring>
 
+#ifdef VARLEN_RNN_HAVE_AVX2
+#include "cpu/features.h"
+#endif
+
 namespace varlen_rnn {
 
 namespace {
@@ -82,23 +86,16 @@ int available_sets(const InstructionSet* table[kMaxInstructionSets]) {
   table[count++] = &baseline::kSet;
 #endif
 #ifdef VARLEN_RNN_HAVE_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c")) {
-    table[count++] = &avx2::kSet;
-#ifdef VARLEN_RNN_HAVE_AVX2_VNNI
-    if (__builtin_cpu_supports("avxvnni")) table[count++] = &avx2_vnni::kSet;
+  if (has_avx2()) table[count++] = &avx2::kSet;
 #endif
-  }
+#ifdef VARLEN_RNN_HAVE_AVX2_VNNI
+  if (has_avx2_vnni()) table[count++] = &avx2_vnni::kSet;
 #endif
 #ifdef VARLEN_RNN_HAVE_AVX512
-  if (__builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
-      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
-    table[count++] = &avx512::kSet;
-#ifdef VARLEN_RNN_HAVE_AVX512_VNNI
-    if (__builtin_cpu_supports("avx512vnni")) table[count++] = &avx512_vnni::kSet;
+  if (has_avx512()) table[count++] = &avx512::kSet;
 #endif
-  }
+#ifdef VARLEN_RNN_HAVE_AVX512_VNNI
+  if (has_avx512_vnni()) table[count++] = &avx512_vnni::kSet;
 #endif
 #ifdef VARLEN_RNN_HAVE_NEON
   table[count++] = &neon::kSet;

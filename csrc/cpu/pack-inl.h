@@ -33,8 +33,10 @@ VR_INLINE Vec<T> load_lanes(const void* tensor, Dtype dtype, int64_t index, int6
 template <class T, int bit, int... l>
 VR_INLINE void exchange(Vec<T>& a, Vec<T>& b, std::integer_sequence<int, l...>) {
   constexpr int kN = kLanes<T>;
-  const Vec<T> first = __builtin_shufflevector(a, b, ((l & bit) == 0 ? l : l - bit + kN)...);
-  b = __builtin_shufflevector(a, b, ((l & bit) == 0 ? l + bit : l + kN)...);
+  using First = std::integer_sequence<int, ((l & bit) == 0 ? l : l - bit + kN)...>;
+  using Second = std::integer_sequence<int, ((l & bit) == 0 ? l + bit : l + kN)...>;
+  const Vec<T> first = shuffle<Vec<T>>(a, b, First{});
+  b = shuffle<Vec<T>>(a, b, Second{});
   a = first;
 }
 

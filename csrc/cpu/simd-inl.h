@@ -130,19 +130,30 @@ using LaneIndices = std::make_integer_sequence<int, kLanes<T>>;
 template <class T>
 using HalfIndices = std::make_integer_sequence<int, kLanes<T> / 2>;
 
-template <class T, int... i>
-VR_INLINE Vec<T> join(Half<T> a, Half<T> b, std::integer_sequence<int, i...>) {
+// Lanes of a, and counted behind these of b.
+template <class To, class From, int... i>
+VR_INLINE To shuffle(From a, From b, std::integer_sequence<int, i...>) {
+#if __has_builtin(__builtin_shufflevector)
   return __builtin_shufflevector(a, b, i...);
+#else  // GCC 11
+  constexpr int kN = sizeof(From) / sizeof(a[0]);
+  return To{(i < kN ? a : b)[i % kN]...};
+#endif
 }
 
 template <class T, int... i>
-VR_INLINE Half<T> half(Vec<T> v, std::integer_sequence<int, i...>) {
-  return __builtin_shufflevector(v, v, i...);
+VR_INLINE Vec<T> join(Half<T> a, Half<T> b, std::integer_sequence<int, i...> indices) {
+  return shuffle<Vec<T>>(a, b, indices);
+}
+
+template <class T, int... i>
+VR_INLINE Half<T> half(Vec<T> v, std::integer_sequence<int, i...> indices) {
+  return shuffle<Half<T>>(v, v, indices);
 }
 
 template <class T, int... i>
 VR_INLINE Half<T> second_half(Vec<T> v, std::integer_sequence<int, i...>) {
-  return __builtin_shufflevector(v, v, (i + kLanes<T> / 2)...);
+  return shuffle<Half<T>>(v, v, std::integer_sequence<int, (i + kLanes<T> / 2)...>{});
 }
 
 // The first halves of a and b, and their second halves.

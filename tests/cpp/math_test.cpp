@@ -13,6 +13,9 @@
 #include <vector>
 
 #include "math_functions.h"
+#ifdef VARLEN_RNN_HAVE_AVX2
+#include "cpu/features.h"
+#endif
 
 namespace varlen_rnn {
 namespace {
@@ -71,15 +74,12 @@ std::vector<Set> available_sets() {
   sets.push_back({"baseline", false, baseline::math_of_floats, baseline::math_of_doubles});
 #endif
 #ifdef VARLEN_RNN_HAVE_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c")) {
+  if (has_avx2()) {
     sets.push_back({"avx2", true, avx2::math_of_floats, avx2::math_of_doubles});
   }
 #endif
 #ifdef VARLEN_RNN_HAVE_AVX512
-  if (__builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
-      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
+  if (has_avx512()) {
     sets.push_back({"avx512", true, avx512::math_of_floats, avx512::math_of_doubles});
   }
 #endif
