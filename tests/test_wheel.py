@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -36,9 +37,11 @@ pytestmark = [
 
 
 def make_wheel(folder: Path, files: dict[str, Path], torch: str = "torch>=2.10") -> Path:
-    wheel = folder / f"varlen_rnn-1-{sys.implementation.cache_tag}.whl"
+    tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"
+    wheel = folder / f"varlen_rnn-1-{tag}-{tag}-linux_{platform.machine()}.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("varlen_rnn-1.dist-info/METADATA", METADATA.format(torch))
+        archive.writestr("varlen_rnn-1.dist-info/RECORD", "".join(f"{name},,\n" for name in files))
         for name, path in files.items():
             archive.write(path, name)
     return wheel
@@ -57,10 +60,9 @@ def compile_module(folder: Path, declarations: str, calls: str, *libraries: str)
     return module
 
 
-def audit(wheel: Path) -> tuple[int, str]:
-    result = subprocess.run(
-        [sys.executable, str(AUDIT), str(wheel)], capture_output=True, text=True, check=False
-    )
+def audit(wheel: Path, *options: str) -> tuple[int, str]:
+    command = [sys.executable, str(AUDIT), *options, str(wheel)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert not result.stderr
     return result.returncode, result.stdout
 
@@ -149,3 +151,33 @@ def test_a_wheel_without_ops_or_with_a_copy_of_torch_is_a_fault(tmp_path: Path) 
     status, said = audit(make_wheel(tmp_path, {name: empty}))
     assert status == 1
     assert "takes no function of torch's stable ABI" in said
+
+
+@pytest.mark.parametrize(
+    ("symbol", "fault"),
+    [
+        ("GLIBC_2.28", None),
+        ("GLIBC_2.31", "is for manylinux_2_31, expected manylinux_2_28 or older"),
+        ("GLIBC_2.34", "is for manylinux_2_34, expected manylinux_2_28 or older"),
+        ("GLIBC_9.9", "is of no manylinux platform, expected manylinux_2_28"),
+    ],
+)
+def test_a_release_that_needs_too_new_a_linux_is_a_fault(
+    tmp_path: Path, symbol: str, fault: str | None
+) -> None:
+    """The module takes a function that a C library of its own has since that version."""
+    versions = tmp_path / "versions"
+    versions.write_text(f"{symbol} {{ since; }};\n")
+    library = tmp_path / "libc.so.6"
+    build = [*CXX, "-shared", "-fPIC", "-O0", "-x", "c", "-", "-o", str(library)]
+    script = ["-nostdlib", f"-Wl,-soname,libc.so.6,--version-script={versions}"]
+    subprocess.run([*build, *script], input="void since(void) {}", text=True, check=True)
+    source, module = tmp_path / "module.cpp", tmp_path / "module.so"
+    source.write_text(f"{C.format('since')} {C.format(STABLE)} void f() {{ since(); {STABLE}(); }}")
+    link = ["-shared", "-fPIC", "-O0", "-nostdlib", str(source), str(library), "-o", str(module)]
+    subprocess.run([*CXX, *link], check=True)
+    wheel = make_wheel(tmp_path, {f"varlen_rnn/_C{SUFFIX}": module})
+    assert audit(wheel)[0] == 0
+    status, said = audit(wheel, "--release")
+    assert status == (1 if fault else 0), said
+    assert fault is None or f": {fault}\n" in said

@@ -1,12 +1,15 @@
-"""Audits wheels: audit.py dist/*.whl; says what is wrong, and exits 1 if anything is.
+"""Audits wheels: audit.py [--release] dist/*.whl; says what is wrong, and exits 1 if anything is.
 
 One binary is to run with every torch that the wheel's metadata admits, CPU or CUDA build. So it
 takes C functions of torch's stable ABI only, and none that the oldest of these lacks; it links what
-every torch and every Linux has; and the wheel brings no library of torch's or CUDA's.
+every torch and every Linux has; and the wheel brings no library of torch's or CUDA's. A release's
+must also run on every Linux that its image stands for, which pyproject.toml names.
 """
 
 from __future__ import annotations
 
+import argparse
+import platform
 import re
 import subprocess
 import sys
@@ -23,8 +26,10 @@ from packaging.version import Version
 if sys.version_info < (3, 11):
     print("no audit of the wheel: torch-abi-audit needs Python 3.11")
     sys.exit()
+import tomllib
 from torch_abi_audit import inspect_extension
 
+PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 LINKED = re.compile(
     r"libtorch(_cpu)?\.so|(libc|libm|libdl|librt|libpthread|libgcc_s|libstdc\+\+|ld-linux.*)\.so\.\d+"
 )
@@ -82,22 +87,44 @@ def wheel_faults(wheel: Path) -> Iterator[str]:
                 yield f"brings {name}"
 
 
-def platform_of(wheel: Path) -> str:
+def platform_of(wheel: Path) -> str | None:
     """The oldest Linux that it runs on, by the versions of the C and C++ libraries' symbols."""
     show = [sys.executable, "-m", "auditwheel", "show", str(wheel)]
     said = subprocess.run(show, capture_output=True, text=True, check=False).stdout
-    tags = re.findall(r'"(manylinux\w+)"', said)
-    return f"for {tags[-1]} by its symbols" if tags else "of no manylinux platform"
+    tags = re.findall(r'"(manylinux_\d+_\d+)_\w+"', said)
+    return tags[-1] if tags else None
+
+
+def platform_faults(found: str | None) -> Iterator[str]:
+    """What keeps a wheel from running on every Linux that a release is for."""
+    settings = tomllib.loads(PROJECT.read_text())["tool"]["cibuildwheel"]["linux"]
+    expected = settings[f"manylinux-{platform.machine()}-image"]
+
+    def glibc(tag: str) -> list[int]:
+        return [int(number) for number in re.findall(r"\d+", tag)]
+
+    if found is None:
+        yield f"is of no manylinux platform, expected {expected}"
+    elif glibc(found) > glibc(expected):
+        yield f"is for {found}, expected {expected} or older"
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--release", action="store_true", help="check the platform, too")
+    parser.add_argument("wheels", nargs="+", type=Path)
+    arguments = parser.parse_args()
     count = 0
-    for wheel in map(Path, sys.argv[1:]):
+    for wheel in arguments.wheels:
         faults = list(wheel_faults(wheel))
+        said = ""
+        if sys.platform == "linux":
+            found = platform_of(wheel)
+            said = f", {f'for {found} by its symbols' if found else 'of no manylinux platform'}"
+            faults += platform_faults(found) if arguments.release else []
         for fault in faults:
             print(f"{wheel.name}: {fault}")
-        platform = f", {platform_of(wheel)}" if sys.platform == "linux" else ""
-        print(f"{wheel.name}{platform}: {len(faults)} faults")
+        print(f"{wheel.name}{said}: {len(faults)} faults")
         count += len(faults)
     return 1 if count else 0
 
