@@ -1,7 +1,7 @@
 """Hands the build of `varlen_rnn/_C` and `_C_cuda` to CMake and Ninja; flags: csrc/CMakeLists.txt.
 
 VARLEN_RNN_EXTENSION=0 installs the pure-Python reference only, =1 demands a C++ compiler. Unset,
-the extension is built wherever there is a compiler.
+the extension is built wherever there is a compiler, GCC or clang, that is not too old for it.
 VARLEN_RNN_CUDA=0 leaves its CUDA part out, =1 demands nvcc. Unset, it is built wherever there is an
 nvcc that works, GPU or not. VARLEN_RNN_CUDA_ARCHS="80;90" compiles for these architectures only.
 """
@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT / "csrc"))
 from build_backend import (  # noqa: E402
     OLDEST_TORCH,
     can_be_built_with,
+    compiler_problem,
     find_compiler,
     find_torch,
     torch_release,
@@ -131,16 +132,16 @@ class CMakeBuild(build_ext):
         """Builds the extensions, or says why not."""
         extension, cuda = read_switch(EXTENSION), read_switch(CUDA)
         compiler = find_compiler()
+        problem = compiler_problem(compiler)
         built = []
-        if extension != "0" and compiler:
+        if extension != "0" and compiler and not problem:
             built = self.cmake(compiler, cuda)
         elif extension == "1":
-            fail(f"{EXTENSION}=1, but there is no C++ compiler ($CXX, c++, g++, clang++)")
+            fail(f"{EXTENSION}=1, but {problem}")
         elif cuda == "1":
             fail(f"{CUDA}=1, but the CUDA part is part of the compiled extension", CUDA)
         else:
-            no_compiler = "no C++ compiler found ($CXX, c++, g++, clang++)"
-            reason = f"{EXTENSION}=0" if extension else no_compiler
+            reason = f"{EXTENSION}=0" if extension else problem
             print(f"varlen_rnn: {reason}: installing WITHOUT the compiled extension", flush=True)
         for ext in self.extensions:  # what an earlier build left must not be loaded
             if ext.name not in built:

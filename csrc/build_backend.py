@@ -23,12 +23,32 @@ from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403
 
 OLDEST_TORCH = (2, 10)
+# The lowest releases that are tested (COMPILERS in the Makefile); older ones are not tried.
+OLDEST_GCC, OLDEST_CLANG = 11, 14
 
 
 def find_compiler() -> str | None:
     """The C++ compiler that CMake is told to use: $CXX if set, else the first usual name."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     return next((name for name in names if shutil.which(shlex.split(name)[0])), None)
+
+
+def compiler_problem(compiler: str | None) -> str | None:
+    """Why there is nothing to compile the extension with, or None."""
+    if compiler is None:
+        return "no C++ compiler found ($CXX, c++, g++, clang++)"
+    ask = [*shlex.split(compiler), "-dM", "-E", "-x", "c++", os.devnull]
+    macros = subprocess.run(ask, capture_output=True, text=True, check=False).stdout
+    for macro, name, oldest in (
+        ("__clang_major__", "clang", OLDEST_CLANG),  # which says that it is GCC 4, too
+        ("__GNUC__", "GCC", OLDEST_GCC),
+    ):
+        found = re.search(rf"^#define {macro} (\d+)$", macros, re.MULTILINE)
+        if found:
+            release = int(found[1])
+            older = f"{compiler} is {name} {release}, older than {name} {oldest}"
+            return older if release < oldest else None
+    return None  # one that we do not know may work
 
 
 def torch_release(folder: Path) -> tuple[int, ...]:
@@ -77,7 +97,7 @@ def _torch_folders() -> Iterator[Path]:
 
 
 def _torch_to_get() -> list[str]:
-    if os.environ.get("VARLEN_RNN_EXTENSION") == "0" or not find_compiler():
+    if os.environ.get("VARLEN_RNN_EXTENSION") == "0" or compiler_problem(find_compiler()):
         return []
     folder = find_torch()
     if folder and can_be_built_with(folder):
