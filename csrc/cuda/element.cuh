@@ -1,5 +1,5 @@
 // The three number formats of the persistent kernels. In 32-bit words their matrix fragments are all
-// alike (see mma in simt.cuh), so kernels count words, and only what makes or reads a word differs.
+// alike (see mma in gpu/warp.cuh), so kernels count words, and only what makes or reads a word differs.
 // Hidden units come in pairs: one word of 16-bit values, or two of TF32.
 #pragma once
 

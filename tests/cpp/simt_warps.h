@@ -130,7 +130,7 @@ void test_mma() {
       const unsigned g = lane / 4;
       const unsigned t = lane % 4;
       const unsigned i = 32 * w + lane;
-      // Word by word as the table in simt.cuh says.
+      // Word by word as the table in gpu/warp.cuh says.
       const auto word_a = [&](unsigned row, unsigned k) {
         return kPairs ? bits(A[row][2 * k]) | bits(A[row][2 * k + 1]) << 16 : bits(A[row][k]);
       };

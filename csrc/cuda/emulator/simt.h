@@ -1,4 +1,4 @@
-// The surface of simt.cuh on the emulated machine; what each function means is said there. Included
+// The surface of simt.cuh on the emulated machine; what each function means is said in gpu/. Included
 // by simt.cuh alone.
 //
 // Wrappers that wait take the line that called them as a last, hidden argument, for messages and to

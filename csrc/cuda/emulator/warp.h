@@ -78,7 +78,7 @@ inline void ldmatrix_x4(uint32_t (&r)[4], int64_t row, Site site) {
   std::memcpy(r, fiber.warp->out[lane], 16);
 }
 
-// The fragments of simt.cuh's table: rows r of a and columns of b by lane / 4, elements of k by
+// The fragments of gpu/warp.cuh's table: rows r of a and columns of b by lane / 4, elements of k by
 // lane % 4. kPairs: words hold two 16-bit elements.
 template <int K, bool kPairs, class ToFloat>
 void compute_mma(Warp& warp, const ToFloat& to_float) {
