@@ -9,7 +9,7 @@
 #include "simt_warps.h"
 
 #ifdef VARLEN_RNN_EMULATE
-#include "emulator_checks.h"
+#include "emulator_races.h"
 #endif
 
 namespace varlen_rnn {
