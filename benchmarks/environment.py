@@ -5,22 +5,43 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import subprocess
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
-import torch
+ROOT = Path(__file__).parents[1]
 
-import varlen_rnn
-from benchmarks.revision import commit, output
 
-RESULTS = Path(__file__).parent / "results"
+def _output(*command: str) -> str | None:
+    """What a command prints, or None if it is not there or fails."""
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def commit() -> str:
+    """The commit, with "-dirty" if anything that counts differs from it. Needs no torch.
+
+    VARLEN_RNN_COMMIT says it where git cannot: in a copy of the tree.
+    """
+    if said := os.environ.get("VARLEN_RNN_COMMIT"):
+        return said
+    head = _output("git", "rev-parse", "--short=12", "HEAD")
+    if head is None:
+        return "unknown"
+    # What documents or holds results changes no result.
+    counts = (".", ":!benchmarks/results", ":!docs", ":!*.md")
+    changed = _output("git", "status", "--porcelain", "--", *counts)
+    return f"{head}-dirty" if changed else head
 
 
 def cpu() -> str:
     """The processor's name as the system gives it."""
     if sys.platform == "darwin":
-        return output("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
+        return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
     try:
         info = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -32,7 +53,8 @@ def cpu() -> str:
     return f"{name} (family {family}, model {model})" if family and model else name
 
 
-def _version(package: str) -> str | None:
+def installed(package: str) -> str | None:
+    """Its version; None if it is not there."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -41,6 +63,10 @@ def _version(package: str) -> str | None:
 
 def describe(device: str) -> dict[str, object]:
     """What every line of a result file says beside its numbers."""
+    import torch
+
+    import varlen_rnn
+
     info = varlen_rnn.build_info()
     on_cuda = torch.device(device).type == "cuda"
     versions = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
@@ -52,7 +78,7 @@ def describe(device: str) -> dict[str, object]:
         "isa": info.get("cpu_isa"),
         "compiler": info.get("compiler"),
         "torch": torch.__version__,
-        "onnxruntime": _version("onnxruntime"),
+        "onnxruntime": installed("onnxruntime"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu(),

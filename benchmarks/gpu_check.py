@@ -36,7 +36,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.revision import ROOT, commit
+from benchmarks.environment import ROOT, commit
 
 TREE = ROOT / "build" / "gpu-check" / "tree"
 COPIED = ("benchmarks", "csrc", "examples", "tests", "varlen_rnn")
@@ -285,7 +285,7 @@ def bench(check: Check) -> str:
         failure = failed
     lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
     if lines:
-        check.run(sys.executable, "-m", "benchmarks.compare", results)
+        check.run(sys.executable, "-m", "benchmarks.report", results)
     if failure:
         raise Failed(f"{failure}; {len(lines)} workloads were timed") from failure
     if not lines:

@@ -5,7 +5,7 @@
 Speed: one layer, inference, full rows. Peers take turns in one process (measure.py); nothing is
 timed unless int8 is as near to float32 as 8 bits are. Accuracy: the models of two examples, trained
 as these do, then quantised; how many test cases they get right, and how many answers change.
-Writes one JSON line a workload or model, and the tables beside it (`.md`).
+Writes one JSON line a workload or model, and prints the tables.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import varlen_rnn
-from benchmarks.environment import RESULTS, describe
+from benchmarks.environment import ROOT, describe
 from benchmarks.measure import Budget, interleave
-from benchmarks.records import Record
-from benchmarks.revision import ROOT
+from benchmarks.records import RESULTS, Record, number, origins, seconds, spread_of, table
 
 OURS, OURS_FLOAT = "varlen_rnn int8", "varlen_rnn float32"
 TORCH, TORCH_FLOAT = "nn int8", "nn float32"
@@ -176,11 +175,6 @@ def records(what: str, quick: bool) -> Iterator[Record]:
         yield name_language(epochs=1 if quick else 8, every=20 if quick else 1)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def tables(lines: Sequence[Record]) -> str:
     """Speed of int8 to that of the others, and accuracy."""
     parts = []
@@ -189,15 +183,14 @@ def tables(lines: Sequence[Record]) -> str:
         header = ["cell; B, T, I = H", f"{OURS}: ms", *(f"to {name}" for name in others), "spread"]
         rows, at_one_row = [], []
         for line in timed:
-            seconds = {name: f["median_s"] for name, f in line["peers"].items()}
-            speeds = {name: seconds[name] / seconds[OURS] for name in others}
-            spread = max((f["q3_s"] - f["q1_s"]) / f["median_s"] for f in line["peers"].values())
+            found = seconds(line)
+            speeds = {name: found[name] / found[OURS] for name in others}
             shape = f"{line['cell'].upper()}; {line['B']}, {line['T']}, {line['H']}"
             cells = [f"{speeds[name]:.2f} ×" for name in others]
-            rows.append([shape, f"{seconds[OURS] * 1e3:.3g}", *cells, f"{spread:.0%}"])
+            rows.append([shape, number(found[OURS] * 1e3), *cells, spread_of(line)])
             if line["B"] == 1 and line["T"] > 1 and line["H"] >= 256:
                 at_one_row.append(speeds[OURS_FLOAT])
-        text = f"## Speed, {timed[0]['threads']} thread(s)\n\n{_table(header, rows)}"
+        text = f"### Speed, {timed[0]['threads']} thread(s)\n\n{table(header, rows)}"
         if at_one_row:
             mean = statistics.geometric_mean(at_one_row)
             text += f"\n\nAt B = 1, T = 100 and H >= 256 at least {min(at_one_row):.2f} times"
@@ -212,9 +205,9 @@ def tables(lines: Sequence[Record]) -> str:
                 for name in names
             ]
             rows.append([f"{line['example']}, {line['cell'].upper()}", str(line["cases"]), *cells])
-        title = "## Accuracy (answers that differ from varlen_rnn float32's)"
-        parts.append(f"{title}\n\n{_table(['example', 'test cases', *names], rows)}")
-    return "\n\n".join(parts) + "\n"
+        title = "### Accuracy (answers that differ from varlen_rnn float32's)"
+        parts.append(f"{title}\n\n{table(['example', 'test cases', *names], rows)}")
+    return "\n\n".join([*parts, origins(lines)]) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -233,7 +226,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             file.write(json.dumps(lines[-1]) + "\n")
             file.flush()
     text = tables(lines)
-    args.output.with_suffix(".md").write_text(f"# Layers with int8 weights\n\n{text}", "utf-8")
     print(text)
 
 

@@ -24,12 +24,11 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import grid
-from benchmarks.environment import RESULTS, describe
+from benchmarks.environment import ROOT, describe
 from benchmarks.measure import Budget, cuda_clock, host_clock, interleave
 from benchmarks.peers import PEERS
 from benchmarks.prepared import Prepared
-from benchmarks.records import OURS, Record, timed
-from benchmarks.revision import ROOT
+from benchmarks.records import OURS, RESULTS, Record, timed
 from benchmarks.suites import suite
 from benchmarks.workloads import Workload
 

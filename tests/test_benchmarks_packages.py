@@ -194,6 +194,7 @@ def test_differences_are_relative_to_the_largest_value() -> None:
 
 
 ORIGIN = {"cpu": "a CPU", "cores": 2, "isa": "avx2", "torch": "2.13.0", "commit": "c", "date": "d"}
+ORIGIN |= {"device_name": None, "onnxruntime": None}
 NOW = {"median_s": 0.002, "q1_s": 0.002, "q3_s": 0.0025}
 BEFORE = {"median_s": 0.006, "q1_s": 0.006, "q3_s": 0.006}
 FOUND = {
@@ -221,7 +222,7 @@ def test_the_tables_have_a_row_each() -> None:
             line("four", recipe=True, failed="RuntimeError: no"),
         ]
     )
-    packages, recipes = text.split("## Recipes")
+    packages, recipes = text.split("### Recipes")
     ending = "6 → 2 | 3.00 × | 2 → 2 | 1.00 × | 25% |"
     assert f"| one 1.0 | Tagger | 2 LSTM | 1.0e-07 | 2.0e-07 | 3.0e-07 |  | {ending}" in packages
     assert "| two | **skipped**: ModuleNotFoundError: no \\| two |" in packages
@@ -229,7 +230,7 @@ def test_the_tables_have_a_row_each() -> None:
     assert "| a use of three (three 1.0) | Tagger; **failed**: step differ" in recipes
     assert "| a use of four (four 1.0) | **failed**: RuntimeError: no |" in recipes
     assert "1 compared, 2 failed" in recipes
-    assert "a CPU, 2 cores, avx2, torch 2.13.0, commit c, d" in recipes
+    assert "a CPU, 2 cores, avx2, torch 2.13.0, ONNX Runtime not installed, commit c, d" in recipes
     rows = [row for row in text.splitlines() if row.startswith("|")]
     assert {row.replace("\\|", "").count("|") for row in rows} == {len(report.HEADER) + 1}
 
@@ -245,7 +246,11 @@ def test_the_tables_have_a_row_each() -> None:
     ids=["skipped", "raised", "differs", "nothing compared"],
 )
 def test_the_command_writes_lines_and_tables(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, found: list[Any], status: int
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    found: list[Any],
+    status: int,
 ) -> None:
     cases = {"one": Case("torch", tagger), "no": Case("torch", tagger)}
     cases["other"] = Case("no-such-package", tagger, recipe=True)
@@ -258,7 +263,7 @@ def test_the_command_writes_lines_and_tables(
     assert [line["name"] for line in lines] == ["one", "other"]
     assert [line["version"] for line in lines] == [torch.__version__, None]
     assert lines[0]["cpu"]
-    assert "## Recipes" in output.with_suffix(".md").read_text()
+    assert "### Recipes" in capsys.readouterr().out
 
 
 def test_each_case_has_a_process(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.packages [--only PATTERN] [--quick] [--output FILE.jsonl]
 
-Each case has a process of its own. Writes one JSON line a case, and the tables beside it (`.md`).
+Each case has a process of its own. Writes one JSON line a case, and prints the tables.
 The exit status is 1 if a model differs or fails after its conversion, or if none was compared; a
 package that is not there, or fails with torch's own layers, is a row that says so.
 """
@@ -19,12 +19,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.environment import RESULTS, describe
+from benchmarks.environment import ROOT, describe, installed
 from benchmarks.packages import report
 from benchmarks.packages.catalogue import CASES
-from benchmarks.packages.check import version
-from benchmarks.records import Record
-from benchmarks.revision import ROOT
+from benchmarks.records import RESULTS, Record
 
 ONE = (sys.executable, "-m", "benchmarks.packages.one")
 
@@ -64,14 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, case in CASES.items():
             if not fnmatch.fnmatchcase(name, args.only):
                 continue
-            about = {"package": case.package, "version": version(case.package)}
+            about = {"package": case.package, "version": installed(case.package)}
             print(f"{name} ...", flush=True)
             found = run(name, args.quick)
             lines.append({"name": name, "recipe": case.recipe, **about, **found, **origin})
             file.write(json.dumps(lines[-1]) + "\n")
             file.flush()
     text = report.markdown(lines)
-    args.output.with_suffix(".md").write_text(f"# Public packages\n\n{text}", encoding="utf-8")
     print(text)
     failed = any("failed" in line for line in lines)
     return 1 if failed or not any(report.compared(line) for line in lines) else 0

@@ -13,7 +13,6 @@ then other weights and inputs are drawn, up to twice.
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -137,14 +136,6 @@ def compare(example: Example, copied: nn.Module, budget: Budget) -> Record:
     if not example.inference_only:
         record["training"] = times({name: side.gradients for name, side in sides.items()}, budget)
     return record
-
-
-def version(package: str) -> str | None:
-    """Of what is installed; None if it is not."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def prepared(

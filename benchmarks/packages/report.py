@@ -1,4 +1,4 @@
-"""The tables of `packages.md`."""
+"""The tables of public packages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from benchmarks.packages.check import THEIRS, TOLERANCES
-from benchmarks.records import OURS, Record
+from benchmarks.records import OURS, Record, number, origins, spread, table
 
 HEADER = [
     "package",
@@ -28,11 +28,6 @@ medians of whole calls, training without the optimizer, nn → varlen_rnn, in tu
 range between quartiles."""
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * 3 + ["---:"] * (len(header) - 3), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def speed(figures: Mapping[str, Mapping[str, float]]) -> float:
     """How many times as fast the converted model is."""
     return figures[THEIRS]["median_s"] / figures[OURS]["median_s"]
@@ -46,7 +41,7 @@ def compared(record: Record) -> bool:
 def _milliseconds(figures: Mapping[str, Mapping[str, float]] | None) -> list[str]:
     if figures is None:
         return ["", ""]
-    before, after = (f"{figures[name]['median_s'] * 1e3:.3g}" for name in (THEIRS, OURS))
+    before, after = (number(figures[name]["median_s"] * 1e3) for name in (THEIRS, OURS))
     return [f"{before} → {after}", f"{speed(figures):.2f} ×"]
 
 
@@ -71,7 +66,7 @@ def _row(record: Record) -> list[str]:
         *("" if (value := found.get(what)) is None else f"{value:.1e}" for what in TOLERANCES),
         *_milliseconds(record["inference"]),
         *_milliseconds(record.get("training")),
-        f"{max((f['q3_s'] - f['q1_s']) / f['median_s'] for f in peers):.0%}",
+        f"{spread(peers):.0%}",
     ]
 
 
@@ -83,25 +78,17 @@ def _means(records: Sequence[Record]) -> str:
     return f"Times as fast, geometric mean: {', '.join(parts)}."
 
 
-def _origin(record: Record) -> str:
-    return (
-        f"{record['cpu']}, {record['cores']} cores, {record['isa']}, torch {record['torch']}, "
-        f"commit {record['commit']}, {record['date']}"
-    )
-
-
 def markdown(records: Sequence[Record]) -> str:
     """Both tables, and where the numbers come from."""
     parts = []
     for title, recipe in (("Packages", False), ("Recipes", True)):
         if not (chosen := [record for record in records if record["recipe"] == recipe]):
             continue
-        parts.append(f"## {title}\n\n{_table(HEADER, [_row(record) for record in chosen])}")
+        parts.append(f"### {title}\n\n{table(HEADER, map(_row, chosen), texts=3)}")
         if ran := [record for record in chosen if compared(record)]:
             failed = sum("failed" in record for record in chosen)
             parts.append(f"{len(ran)} compared, {failed} failed. {_means(ran)}")
     limits = ", ".join(f"{what} {limit:g}" for what, limit in TOLERANCES.items())
     threads = ", ".join(str(n) for n in sorted({r["threads"] for r in records if compared(r)}))
-    origins = "; ".join(dict.fromkeys(map(_origin, records)))
-    parts.append(f"{LEGEND} Allowed: {limits}. Threads: {threads}. Measured on: {origins}.")
+    parts.append(f"{LEGEND} Allowed: {limits}. Threads: {threads}. {origins(records)}")
     return "\n\n".join(parts) + "\n"

@@ -1,0 +1,90 @@
+"""The few numbers that a reader wants first, as sentences: for the README, and for `make bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.records import (
+    NN,
+    OURS,
+    Record,
+    chosen,
+    mean_ratio,
+    number,
+    ratio,
+    seconds,
+    table,
+)
+from benchmarks.workloads import CELLS, FORM_PEERS
+
+NAMED_SHAPE = {"B": 32, "T": 100, "H": 256}
+
+
+def _training(records: Sequence[Record], cell: str, group: str, **wanted: object) -> list[Record]:
+    return chosen(records, group=group, mode="training", cell=cell, **wanted)
+
+
+def answer(records: Sequence[Record], cell: str, where: str) -> str:
+    """How many times as fast a training step is, over all shapes."""
+    shapes = _training(records, cell, "shapes")
+    return (
+        f"VarLen{cell.upper()} trains {mean_ratio(shapes):.1f} times as fast as "
+        f"nn.{cell.upper()} {where}"
+    )
+
+
+def milliseconds(records: Sequence[Record]) -> str:
+    """A table of every shape's training step, against what people use today."""
+    peers = (OURS, *NN)
+    rows = [
+        [f"{r['cell'].upper()} {r['B']}, {r['T']}, {r['H']}"]
+        + [number(seconds(r)[peer] * 1e3) for peer in peers]
+        + [f"{ratio(r, NN.__contains__):.1f} times"]
+        for cell in CELLS
+        for r in _training(records, cell, "shapes")
+    ]
+    header = ["training step in ms: B, T, I = H", *peers, "as fast as the better"]
+    return table(header, rows)
+
+
+def sentences(records: Sequence[Record]) -> list[str]:
+    """What the README says of the published results."""
+    times = {cell: mean_ratio(_training(records, cell, "shapes")) for cell in CELLS}
+    shapes = _training(records, "lstm", "shapes")
+    (shape,) = chosen(shapes, **NAMED_SHAPE)
+    ours, padded, packed = (number(seconds(shape)[peer] * 1e3) for peer in (OURS, *NN))
+    growth = _training(records, "lstm", "growth")
+    first, last = (record["peers"] for record in (growth[0], growth[-1]))
+    grown = {peer: last[peer]["us_per_token"] / first[peer]["us_per_token"] for peer in (OURS, *NN)}
+    (full,) = _training(records, "lstm", "lengths", distribution="full")
+    (step,) = chosen(records, group="step", cell="lstm")
+    ours_us, theirs_us = (number(seconds(step)[peer] * 1e6) for peer in (OURS, NN[0]))
+    resets = _training(records, "lstm", "resets")
+    to_loop = {
+        rows: min(ratio(r, "nn step loop".__eq__) for r in chosen(resets, B=rows))
+        for rows in dict.fromkeys(r["B"] for r in resets)
+    }
+    few, many = to_loop
+    forms = chosen(records, group="forms")
+    slowest = max(
+        found[peer] / found[FORM_PEERS["packed"]]
+        for found in map(seconds, forms)
+        for peer in FORM_PEERS.values()
+    )
+    where = f"{len(shapes)} shapes, {shape['threads']} cores with {shape['isa'].upper()}"
+    lstm, gru = (f"**{mean:.1f} times" for mean in times.values())
+    flat, by_padded, by_packed = (f"{grown[peer]:.2f} times" for peer in (OURS, *NN))
+    return [
+        f"A training step of `VarLenLSTM` is {lstm} as fast** as the better of `nn.LSTM`\n"
+        f"  padded and packed, one of `VarLenGRU` {gru}** (geometric means of {where}).",
+        f"LSTM, {shape['B']} rows of 1 to {shape['T']} steps, {shape['H']} units: **{ours} ms**, "
+        f"against {padded} ms padded and {packed} ms packed.",
+        f"From {growth[0]['T']} to {growth[-1]['T']} steps the time of one token grows {flat}; "
+        f"padded {by_padded}, packed {by_packed}.",
+        "Without any padding there is little to gain: "
+        f"{ratio(full, NN.__contains__):.2f} times as fast.\n"
+        f"  One streaming step of one row takes {ours_us} µs, with `nn.LSTM` {theirs_us} µs.",
+        f"With state resets at least {to_loop[few]:.1f} times as fast as a loop over steps at\n"
+        f"  {few} rows, {to_loop[many]:.1f} times at {many}; every form of batch takes at most "
+        f"{slowest:.2f} times as long as packed\n  (another machine, {forms[0]['isa'].upper()}).",
+    ]
