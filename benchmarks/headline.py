@@ -38,10 +38,11 @@ def milliseconds(records: Sequence[Record]) -> str:
     peers = (OURS, *NN)
     rows = [
         [f"{r['cell'].upper()} {r['B']}, {r['T']}, {r['H']}"]
-        + [number(seconds(r)[peer] * 1e3) for peer in peers]
-        + [f"{ratio(r, NN.__contains__):.1f} times"]
+        + [number(found[peer] * 1e3) if peer in found else "" for peer in peers]
+        + [f"{times:.1f} times"]
         for cell in CELLS
         for r in _training(records, cell, "shapes")
+        if (times := ratio(r, NN.__contains__)) and (found := seconds(r))
     ]
     header = ["training step in ms: B, T, I = H", *peers, "as fast as the better"]
     return table(header, rows)

@@ -16,14 +16,16 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     import numpy as np
-    import onnx
 
     from benchmarks.workloads import Batch, Workload
 
 # Where ONNX's gates stand among torch's: i f g o to i o f c, and r z n to z r h.
 GATE_ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}
 # Old enough for every ONNX Runtime that has wheels for the supported Pythons.
-OPSET, IR_VERSION = 14, 8
+MODEL = """<ir_version: 8, opset_import: ["" : 14]>
+layer (float[steps, rows, inputs] X, int32[rows] lens) => (float[steps, 1, rows, units] Y) {{
+  Y = {node} <hidden_size = {hidden_size}{option}> (X, W, R, B, lens)
+}}"""
 ERRORS_ONLY = 3
 
 
@@ -45,41 +47,20 @@ def _gates(weight: Tensor, cell: str) -> Tensor:
     return torch.cat([chunks[index] for index in GATE_ORDER[cell]])
 
 
-def build_model(batch: Batch) -> onnx.ModelProto:
-    """Inputs ``X [T, B, I]`` and ``sequence_lens [B]`` int32, output ``Y [T, 1, B, H]``."""
-    from onnx import TensorProto, checker, helper, numpy_helper
+def _model(batch: Batch) -> bytes:
+    """Inputs ``X [T, B, I]`` and ``lens [B]`` int32, output ``Y [T, 1, B, H]``."""
+    from onnx import checker, numpy_helper, parser
 
-    workload = batch.workload
-    w = {name: _gates(weight, workload.cell) for name, weight in batch.weights.items()}
-    initializers = {
-        "W": w["weight_ih_l0"],
-        "R": w["weight_hh_l0"],
-        "B": torch.cat((w["bias_ih_l0"], w["bias_hh_l0"])),
-    }
-    hidden = workload.hidden_size
-    after_projection = {"linear_before_reset": 1} if workload.cell == "gru" else {}
-    node = helper.make_node(
-        workload.cell.upper(),
-        ["X", "W", "R", "B", "sequence_lens"],
-        ["Y"],
-        hidden_size=hidden,
-        **after_projection,
-    )
-    steps, rows, size = batch.x.shape
-    graph = helper.make_graph(
-        [node],
-        "layer",
-        [
-            helper.make_tensor_value_info("X", TensorProto.FLOAT, [steps, rows, size]),
-            helper.make_tensor_value_info("sequence_lens", TensorProto.INT32, [rows]),
-        ],
-        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, [steps, 1, rows, hidden])],
-        [numpy_helper.from_array(t[None].numpy(), name) for name, t in initializers.items()],
-    )
-    opsets = [helper.make_opsetid("", OPSET)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+    cell = batch.workload.cell
+    option = ", linear_before_reset = 1" if cell == "gru" else ""
+    sizes = {"node": cell.upper(), "hidden_size": batch.workload.hidden_size, "option": option}
+    model = parser.parse_model(MODEL.format(**sizes))
+    w = {name: _gates(weight, cell) for name, weight in batch.weights.items()}
+    biases = torch.cat((w["bias_ih_l0"], w["bias_hh_l0"]))
+    for name, tensor in {"W": w["weight_ih_l0"], "R": w["weight_hh_l0"], "B": biases}.items():
+        model.graph.initializer.append(numpy_helper.from_array(tensor[None].numpy(), name))
     checker.check_model(model)
-    return model
+    return model.SerializeToString()
 
 
 def prepare(batch: Batch) -> Callable[[], list[np.ndarray]]:
@@ -91,8 +72,8 @@ def prepare(batch: Batch) -> Callable[[], list[np.ndarray]]:
     options.inter_op_num_threads = 1
     options.log_severity_level = ERRORS_ONLY
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(
-        build_model(batch).SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    feeds = {"X": batch.x.numpy(), "sequence_lens": batch.lengths.int().numpy()}
+    providers = ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(_model(batch), options, providers=providers)
+    x = batch.in_form("padded").input
+    feeds = {"X": x.numpy(), "lens": batch.lengths.int().numpy()}
     return lambda: session.run(["Y"], feeds)

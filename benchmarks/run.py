@@ -23,14 +23,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks import grid
+from benchmarks import grid, headline, report
 from benchmarks.environment import ROOT, describe
 from benchmarks.measure import Budget, cuda_clock, host_clock, interleave
-from benchmarks.peers import PEERS
-from benchmarks.prepared import Prepared
-from benchmarks.records import OURS, RESULTS, Record, timed
+from benchmarks.peers import PEERS, Prepared, unavailable
+from benchmarks.records import OURS, RESULTS, Record, chosen, mean_ratio
 from benchmarks.suites import suite
-from benchmarks.workloads import Workload
+from benchmarks.workloads import CELLS, Workload
 
 # The specification against torch.nn, ours against torch.nn on a part of the grid, and padding.
 TESTS = ("tests/test_reference.py", "tests/test_padding.py", "tests/test_equivalence.py")
@@ -48,6 +47,7 @@ SHORT_LIMIT_SECONDS = 255.0
 TOLERANCES = {"float64": 1e-10, "float32": 1e-4, "tf32": 2e-2, "float16": 2e-2, "bfloat16": 1e-1}
 # In 16 bits torch.nn rounds the sum of a weight's gradients after every step: no truth to hold to.
 COMPARED_IN_16_BITS = ("output", "gradient of the input")
+NOT_REPORTED = "not reported, because results differ"
 
 
 class ResultsDiffer(Exception):
@@ -55,13 +55,18 @@ class ResultsDiffer(Exception):
 
 
 def is_green(device_type: str) -> bool:
-    """Runs a short list of tests in a process of its own, and shows what they print."""
+    """Runs a short list of tests in a process of its own; shows what they print if they fail."""
     options = ("-q", "-p", "no:cacheprovider", "-k", TEST_SELECTION)
     tests = CUDA_TESTS if device_type == "cuda" else TESTS
     command = [sys.executable, "-m", "pytest", *options, *tests]
     # One thread to begin with: the tests set the number that they are about.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, check=False, stdout=subprocess.PIPE, text=True
+    )
+    green = done.returncode == 0
+    print("\n".join(done.stdout.strip().splitlines()[-1 if green else 0 :]), flush=True)
+    return green
 
 
 def compare_results(workload: Workload, prepared: Mapping[str, Prepared]) -> None:
@@ -112,9 +117,9 @@ def run_workload(workload: Workload, budget: Budget, device: str) -> Record:
     if on_cuda:
         _set_precision(workload.dtype)
     batch = workload.batch(device)
-    skipped = {name: PEERS[name].unavailable(workload, device) for name in workload.peers}
+    skipped = {name: unavailable(name, workload, device) for name in workload.peers}
     with torch.set_grad_enabled(workload.training):
-        prepared = {name: PEERS[name].prepare(batch) for name, why in skipped.items() if not why}
+        prepared = {name: PEERS[name](batch) for name, why in skipped.items() if not why}
         compare_results(workload, prepared)
         multiply, mm_flops = _matrix_product(workload.torch_dtype, device)
         calls = {name: peer.call for name, peer in prepared.items()}
@@ -159,17 +164,6 @@ def run_workload(workload: Workload, budget: Budget, device: str) -> Record:
     }
 
 
-def _one_line(record: Record) -> str:
-    step = record["group"] == "step"
-    parts = [
-        f"{name} {figures['median_s'] * 1e6:.1f} µs"
-        if step or "gflops" not in figures
-        else f"{name} {figures['gflops']:.1f} GF"
-        for name, figures in timed(record).items()
-    ]
-    return f"{record['name']}: " + ", ".join(parts)
-
-
 def run(
     workloads: Sequence[Workload],
     budget: Budget,
@@ -177,41 +171,50 @@ def run(
     output: Path,
     tests: str,
     deadline: float | None = None,
-) -> list[str]:
-    """Runs all workloads and writes their lines; returns what went wrong."""
+) -> tuple[list[Record], bool]:
+    """Runs all workloads and writes their lines; returns them, and whether all results agreed."""
     origin = {**describe(device), "tests": tests}
-    failures, reasons, left_out, short_of_memory = [], set(), [], []
+    records: list[Record] = []
+    said: dict[str, list[str]] = {}
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("w", encoding="utf-8") as lines:
-        progress = tqdm(workloads, unit="workload")
-        for workload in progress:
+        # One line that is drawn anew, and none where that is not possible.
+        for workload in tqdm(workloads, unit="workload", disable=None):
             if deadline is not None and time.monotonic() > deadline:
-                left_out.append(workload.name)
+                said.setdefault("left out, for the time is up", []).append(workload.name)
                 continue
-            progress.set_postfix_str(workload.name)
             try:
                 record = run_workload(workload, budget, device)
             except ResultsDiffer as error:
-                failures.append(str(error))
-                progress.write(f"not reported: {error}")
+                said.setdefault(NOT_REPORTED, []).append(str(error))
                 continue
             except torch.OutOfMemoryError:
-                short_of_memory.append(workload.name)
+                why = "left out, for the device's memory is too small"
+                said.setdefault(why, []).append(workload.name)
                 torch.cuda.empty_cache()
                 continue
             for name, figures in record["peers"].items():
-                reason = f"{name} skipped: {figures.get('skipped')} ({workload.mode})"
-                if "skipped" in figures and reason not in reasons:
-                    reasons.add(reason)
-                    progress.write(reason)
-            progress.write(_one_line(record))
-            lines.write(json.dumps({**record, **origin}) + "\n")
+                if "skipped" in figures:
+                    reason = f"{name} {figures['skipped']} ({workload.mode})"
+                    said.setdefault("skipped", []).append(reason)
+            records.append({**record, **origin})
+            lines.write(json.dumps(records[-1]) + "\n")
             lines.flush()
-    if left_out:
-        print(f"left out, for the time is up: {', '.join(left_out)}")
-    if short_of_memory:
-        print(f"left out, for the device's memory is too small: {', '.join(short_of_memory)}")
-    return failures
+    for why, of in said.items():
+        print(f"{why}: {', '.join(dict.fromkeys(of))}")
+    return records, NOT_REPORTED not in said
+
+
+def conclude(records: Sequence[Record], output: Path) -> None:
+    """The answer, a small table, and where the rest is."""
+    training = chosen(records, group="shapes", mode="training")
+    for cell in CELLS:
+        if mean_ratio(chosen(training, cell=cell)):
+            print(headline.answer(records, cell, "on this machine"))
+    if mean_ratio(training):
+        print(f"\n{headline.milliseconds(records)}\n")
+    written = report.write(records, output) if records else ()
+    print(f"results: {', '.join(map(str, [output, *written]))}")
 
 
 def main(argv: Sequence[str] | None = None, workloads: Sequence[Workload] | None = None) -> int:
@@ -253,7 +256,7 @@ def main(argv: Sequence[str] | None = None, workloads: Sequence[Workload] | None
     suffix = "-grid" if args.grid else "" if args.dtype == "float32" else f"-{args.dtype}"
     name = f"{'' if args.full else 'short-'}{device_type}{suffix}.jsonl"
     limit = args.limit or (None if args.full else SHORT_LIMIT_SECONDS)
-    failures = run(
+    records, agreed = run(
         workloads,
         GRID if args.grid else FULL if args.full else SHORT,
         args.device,
@@ -261,10 +264,8 @@ def main(argv: Sequence[str] | None = None, workloads: Sequence[Workload] | None
         "skipped" if args.skip_tests else "passed",
         None if limit is None else start + limit,
     )
-    print(f"results: {output}")
-    if failures:
-        print(f"{len(failures)} not reported, because results differ", file=sys.stderr)
-    return 1 if failures else 0
+    conclude(records, output)
+    return 0 if agreed else 1
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def costs(
             )
             batch = workload.batch(device)
             with torch.no_grad():
-                calls = {name: PEERS[name].prepare(batch).call for name in grid.PEERS}
+                calls = {name: PEERS[name](batch).call for name in grid.PEERS}
                 timings = interleave(calls, BUDGET, clock)
             medians.append({name: t.summary()["median_s"] for name, t in timings.items()})
         for name in grid.PEERS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from benchmarks.workloads import (
@@ -19,11 +20,11 @@ from benchmarks.workloads import (
 LARGEST = ((32, 100, 512), (32, 100, 1024))
 SHORT_GRU_SHAPES = ((8, 100, 128), (32, 100, 256), (256, 50, 64))
 LENGTHS_SHAPE = (32, 100, 256)
-JAPANESE_VOWELS_STEPS = 29
+DISTRIBUTIONS = {"lognormal": 100, "linspace": 100, "full": 100, "japanese_vowels": 29}
 THREADS_SHAPES = ((8, 100, 128), (32, 100, 256), (32, 100, 512))
 GROWTH_STEPS = (250, 1000, 4000)
 FORMS_SHAPE = (64, 200, 256)
-RESETS_ROWS, RESETS_STEPS, RESETS_SIZE = (8, 256), 128, 128
+RESETS_ROWS, RESETS_SHAPE = (8, 256), (128, 128)
 RESET_PROBABILITIES = (0.0, 0.001, 0.02, 0.1)
 SHORT_RESET_PROBABILITIES = (0.0, 0.02)
 
@@ -36,114 +37,65 @@ def suite(*, full: bool, threads: int, dtype: str = "float32") -> list[Workload]
         threads: of all cases but those that ask how the speed grows with the threads.
         dtype: of inputs and weights.
     """
-    cases = [
-        *_step(),
-        *_forms(full),
-        *_resets(full),
-        *_growth(full),
-        *_shapes(full),
-        *_lengths(full),
-    ]
-    cases = [replace(case, threads=threads) for case in cases]
-    return [replace(case, dtype=dtype) for case in cases + _threads(full, threads)]
+    cases = [replace(case, threads=threads) for case in _on_all_threads(full)]
+    return [replace(case, dtype=dtype) for case in [*cases, *_threads(full, threads)]]
 
 
-def _peers(full: bool) -> tuple[str, ...]:
-    return (*PEERS, "nn loop") if full else PEERS
+def _on_all_threads(full: bool) -> Iterator[Workload]:
+    cells = CELLS if full else ("lstm",)
+    modes = MODES if full else ("inference",)
+    peers = (*PEERS, "nn loop")
 
+    for cell in CELLS:
+        case = Workload("step", cell, "inference", 1, 1, 64, 64, "full", streaming=True)
+        yield replace(case, peers=STEP_PEERS)
 
-def _step() -> list[Workload]:
-    return [
-        Workload("step", cell, "inference", 1, 1, 64, 64, "full", streaming=True, peers=STEP_PEERS)
-        for cell in CELLS
-    ]
-
-
-def _forms(full: bool) -> list[Workload]:
-    """Every form of one batch; layouts are the same in both modes, so they are timed in one."""
+    # Layouts are the same in both modes, so they are timed in one.
     rows, steps, size = FORMS_SHAPE
-    peers = {
-        "inference": (*FORM_PEERS.values(), *LAYOUT_PEERS.values()),
-        "training": tuple(FORM_PEERS.values()),
-    }
-    return [
-        Workload("forms", cell, mode, rows, steps, size, size, peers=peers[mode])
-        for cell in (CELLS if full else ("lstm",))
-        for mode in (MODES if full else ("inference",))
-    ]
+    for cell in cells:
+        for mode in modes:
+            case = Workload("forms", cell, mode, rows, steps, size, size)
+            layouts = LAYOUT_PEERS.values() if mode == "inference" else ()
+            yield replace(case, peers=(*FORM_PEERS.values(), *layouts))
 
+    # Rollouts of reinforcement learning: full rows that hold several episodes each.
+    steps, size = RESETS_SHAPE
+    for cell in cells:
+        for rows in RESETS_ROWS:
+            for chance in RESET_PROBABILITIES if full else SHORT_RESET_PROBABILITIES:
+                case = Workload("resets", cell, "training", rows, steps, size, size, "full")
+                of_chance = RESET_PEERS if chance else (*RESET_PEERS, "nn padded")
+                yield replace(case, reset_probability=chance, peers=of_chance)
 
-def _resets(full: bool) -> list[Workload]:
-    """Rollouts of reinforcement learning: full rows that hold several episodes each."""
-    steps, size = RESETS_STEPS, RESETS_SIZE
-    return [
-        Workload(
-            "resets",
-            cell,
-            "training",
-            rows,
-            steps,
-            size,
-            size,
-            "full",
-            reset_probability=probability,
-            peers=RESET_PEERS if probability else (*RESET_PEERS, "nn padded"),
-        )
-        for cell in (CELLS if full else ("lstm",))
-        for rows in RESETS_ROWS
-        for probability in (RESET_PROBABILITIES if full else SHORT_RESET_PROBABILITIES)
-    ]
-
-
-def _growth(full: bool) -> list[Workload]:
-    """Training on ever longer rows; nn packed, whose time grows as T², stops early if short."""
-    cases = []
-    for cell in CELLS if full else ("lstm",):
+    # Training on ever longer rows; nn packed, whose time grows as T², stops early if short.
+    for cell in cells:
         for steps in GROWTH_STEPS:
-            left_out = set() if full or steps <= 1000 else {"nn packed"}
-            peers = tuple(peer for peer in PEERS if peer not in left_out)
-            cases.append(
-                Workload("growth", cell, "training", 16, steps, 64, 64, "linspace", peers=peers)
-            )
-    return cases
+            left_out = () if full or steps <= 1000 else ("nn packed",)
+            case = Workload("growth", cell, "training", 16, steps, 64, 64, "linspace")
+            yield replace(case, peers=tuple(peer for peer in PEERS if peer not in left_out))
 
-
-def _shapes(full: bool) -> list[Workload]:
-    cases = []
     for cell in CELLS:
         for mode in MODES:
-            for shape in SHAPES:
+            for rows, steps, size in SHAPES:
+                shape = (rows, steps, size)
                 long = shape in LARGEST if cell == "lstm" else shape not in SHORT_GRU_SHAPES
                 if full or not long or (cell, mode) == ("lstm", "inference"):
-                    rows, steps, size = shape
                     case = Workload("shapes", cell, mode, rows, steps, size, size)
-                    cases.append(replace(case, peers=_peers(full)))
-    return cases
+                    yield replace(case, peers=peers if full else PEERS)
+
+    rows, _, size = LENGTHS_SHAPE
+    for cell in cells:
+        for mode in modes:
+            for distribution, steps in DISTRIBUTIONS.items():
+                case = Workload("lengths", cell, mode, rows, steps, size, size, distribution)
+                yield replace(case, peers=peers)
 
 
-def _lengths(full: bool) -> list[Workload]:
-    rows, steps, size = LENGTHS_SHAPE
-    distributions = {
-        "lognormal": steps,
-        "linspace": steps,
-        "full": steps,
-        "japanese_vowels": JAPANESE_VOWELS_STEPS,
-    }
-    return [
-        Workload("lengths", cell, mode, rows, longest, size, size, distribution, peers=_peers(True))
-        for cell in (CELLS if full else ("lstm",))
-        for mode in (MODES if full else ("inference",))
-        for distribution, longest in distributions.items()
-    ]
-
-
-def _threads(full: bool, threads: int) -> list[Workload]:
+def _threads(full: bool, threads: int) -> Iterator[Workload]:
     """Fewer threads than all; the same shapes with all of them are in the group "shapes"."""
-    counts = [2**k for k in range(threads.bit_length()) if 2**k < threads]
-    return [
-        Workload("threads", cell, mode, rows, steps, size, size, threads=count)
-        for count in counts
-        for cell in (CELLS if full else ("lstm",))
-        for mode in MODES
-        for rows, steps, size in (THREADS_SHAPES if full else (LENGTHS_SHAPE,))
-    ]
+    for count in (2**k for k in range(threads.bit_length()) if 2**k < threads):
+        for cell in CELLS if full else ("lstm",):
+            for mode in MODES:
+                for rows, steps, size in THREADS_SHAPES if full else (LENGTHS_SHAPE,):
+                    case = Workload("threads", cell, mode, rows, steps, size, size)
+                    yield replace(case, threads=count)

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from benchmarks.forms import Call, Tokens, data_of, in_form, take, with_data
 
 CELLS = ("lstm", "gru")
 MODES = ("inference", "training")
@@ -107,12 +109,11 @@ class Workload:
         return DISTRIBUTIONS[self.distribution](self.rows, self.steps, generator)
 
     def resets(self) -> Tensor | None:
-        """``[T, B]`` bool, each drawn by itself."""
+        """``[B, T]`` bool, each drawn by itself."""
         if self.reset_probability is None:
             return None
         generator = torch.Generator().manual_seed(self.seed + 4)
-        draws = torch.rand(self.steps, self.rows, generator=generator)
-        return draws < self.reset_probability
+        return torch.rand(self.rows, self.steps, generator=generator) < self.reset_probability
 
     def flops(self) -> int:
         """2 multiply-adds a weight and valid token; a backward pass is twice a forward pass."""
@@ -124,7 +125,7 @@ class Workload:
         generator = torch.Generator(device).manual_seed(self.seed + 1)
         lengths = self.lengths()
         options = {"device": device, "dtype": self.torch_dtype}
-        valid = (torch.arange(int(lengths.max()))[:, None] < lengths).to(device)
+        valid = (torch.arange(int(lengths.max())) < lengths[:, None]).to(device)
         x = torch.randn(*valid.shape, self.input_size, generator=generator, device=device)
         sizes = (2, 1, self.rows, self.hidden_size)
         h_0, c_0 = torch.randn(*sizes, generator=generator, device=device)
@@ -150,11 +151,11 @@ class Batch:
 
     Attributes:
         lengths: ``[B]`` int64, on the CPU.
-        valid: ``[T, B]`` bool, True at tokens.
-        x: ``[T, B, I]``, zero at padding.
+        valid: ``[B, T]`` bool, True at tokens.
+        x: ``[B, T, I]``, zero at padding.
         states: of the streaming step, each ``[1, B, H]``.
         weights: the `state_dict` of the layer.
-        resets: ``[T, B]`` bool, True where the state is zero before the token is consumed; None if
+        resets: ``[B, T]`` bool, True where the state is zero before the token is consumed; None if
             the workload has no resets.
     """
 
@@ -167,22 +168,46 @@ class Batch:
     resets: Tensor | None
 
     def ones(self) -> Tensor:
-        """``[T, B, H]``, 1 at tokens and 0 at padding: the gradient of the sum of the outputs."""
-        ones = self.valid[..., None].to(self.x.dtype)
-        return ones.expand(-1, -1, self.workload.hidden_size).contiguous()
+        """``[B, T, H]``, 1 at tokens and 0 at padding: the gradient of the sum of the outputs."""
+        return self.valid[..., None].to(self.x.dtype).repeat(1, 1, self.workload.hidden_size)
 
     def tokens(self, padded: Tensor) -> Tensor:
-        """``[T, B, F]`` to ``[N, F]``, row after row: the form in which results are compared."""
-        return padded.transpose(0, 1)[self.valid.t()]
+        """``[B, T, F]`` to ``[N, F]``, row after row: the form in which results are compared."""
+        return padded[self.valid]
 
-    def load(self, module: Callable[..., nn.Module]) -> nn.Module:
-        """A module of that class, of a layer or of a cell, with these weights."""
-        rnn = module(
-            self.workload.input_size,
-            self.workload.hidden_size,
-            device=self.x.device,
-            dtype=self.x.dtype,
-        )
+    def in_form(self, form: str, padded: Tensor | None = None) -> Call:
+        """The batch, or any ``[B, T, F]``, in a form of `FORM_PEERS`, or "padded" without more.
+
+        Time comes first, as torch has it, and what is passed lies dense in memory. A streaming step
+        goes without lengths, and so do rows that are full, as in reinforcement learning.
+        """
+        padded = self.x if padded is None else padded
+        no_lengths = self.workload.streaming or self.workload.reset_probability is not None
+        if form == "padded":
+            call = Call(padded.transpose(0, 1), {}, lambda out: out.transpose(0, 1))
+        elif form == "lengths" and no_lengths:
+            call = in_form("full", padded, Tokens(self.valid, self.resets), batch_first=False)
+        elif form == "resets":  # flags that are all False, which change no result
+            flags = torch.zeros_like(self.valid)
+            call = in_form("lengths", padded, Tokens(self.valid, flags), batch_first=False)
+        elif form == "left mask":  # the same tokens, behind the padding
+            order = torch.sort(self.valid.int(), dim=1, stable=True).indices
+            moved = Tokens(take(self.valid, order))
+            call = in_form("mask", take(padded, order), moved, batch_first=False)
+            back = call.back
+            call = replace(call, back=lambda out: take(back(out), order.argsort(1)))
+        else:
+            call = in_form(form, padded, Tokens(self.valid), batch_first=False)
+        keywords = {name: value.contiguous() for name, value in call.keywords.items()}
+        if form == "flat":  # FlashAttention's are int32
+            keywords["cu_seqlens"] = keywords["cu_seqlens"].int()
+        data = data_of(call.input).contiguous()
+        return replace(call, input=with_data(call.input, data), keywords=keywords)
+
+    def load(self, modules: Mapping[str, Callable[..., nn.Module]]) -> nn.Module:
+        """The module of the batch's cell, be it a layer or torch's cell, with these weights."""
+        sizes = (self.workload.input_size, self.workload.hidden_size)
+        rnn = modules[self.workload.cell](*sizes, device=self.x.device, dtype=self.x.dtype)
         cell = isinstance(rnn, nn.RNNCellBase)
         rnn.load_state_dict({(k[: -len("_l0")] if cell else k): v for k, v in self.weights.items()})
         return rnn

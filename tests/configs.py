@@ -90,7 +90,7 @@ def draw_configs(cell: str, count: int, *, seed: int = 0) -> list[Config]:
 
 def _draw_config(draw: random.Random, cell: str, index: int) -> Config:
     kind = {0: "long", 5: "large", 10: "many", 15: "large"}.get(index % 20, "small")
-    form = draw.choice((*FORMS, "padded", "padded"))
+    form = draw.choice((*FORMS, "lengths", "lengths"))
     sizes = LARGE_SIZES if kind == "large" else SIZES[:5] if kind == "long" else SIZES
     hidden_size = draw.choice(sizes)
     num_rows = (
@@ -98,9 +98,9 @@ def _draw_config(draw: random.Random, cell: str, index: int) -> Config:
     )
     num_rows = 1 if form == "single" else num_rows
     longest = draw.randint(150, 400) if kind == "long" else draw.choice((1, 2, 5, 12, 25))
-    shortest = 0 if form == "padded" else 1
+    shortest = 0 if form == "lengths" else 1
     lengths = [draw.randint(shortest, longest) for _ in range(num_rows)]
-    if form == "padded" and num_rows > 1 and draw.random() < 0.5:
+    if form == "lengths" and num_rows > 1 and draw.random() < 0.5:
         lengths[draw.randrange(num_rows)] = 0
     if form in ("full", "single") or not any(lengths):
         lengths = [longest] * num_rows
@@ -121,7 +121,7 @@ def _draw_config(draw: random.Random, cell: str, index: int) -> Config:
         with_hx=draw.random() < 0.6,
         threads=draw.choice((1, 1, 2)),
         lengths=tuple(lengths),
-        num_steps=max(lengths) + (draw.randint(0, 4) if form == "padded" else 0),
+        num_steps=max(lengths) + (draw.randint(0, 4) if form == "lengths" else 0),
         seed=index,
     )
 

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from benchmarks.forms import Tokens, as_hx, in_form, states_of
 from varlen_rnn import VarLenGRU, VarLenLSTM
 from varlen_rnn.layout import Layout
 from varlen_rnn.runtime import extension
@@ -84,20 +85,6 @@ class Tagger(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.after(self.rnn(self.before(x), lengths=[4, 0, 3])[0])
-
-
-def states_of(hx: object) -> list[Tensor]:
-    """The states of either cell, or of none, as a list."""
-    if hx is None:
-        return []
-    return list(hx) if isinstance(hx, (tuple, list)) else [hx]
-
-
-def as_hx(states: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...] | None:
-    """Such a list as the modules take it."""
-    if not states:
-        return None
-    return states[0] if len(states) == 1 else tuple(states)
 
 
 def random_hx(rnn: nn.RNNBase, num_rows: int, *, seed: int = 1) -> list[Tensor]:
@@ -212,7 +199,7 @@ def torch_per_segment(
     return out, finals
 
 
-FORMS = ("padded", "packed", "sorted", "full", "single")
+FORMS = ("lengths", "packed", "sorted", "full", "single")
 
 
 def ours_in_form(
@@ -223,22 +210,8 @@ def ours_in_form(
     ``sorted`` needs lengths that are, ``packed`` and ``sorted`` need tokens in every row, ``full``
     and ``single`` need rows without padding, ``single`` just one.
     """
-    batch_first = rnn.batch_first
-    if form == "single":
-        out, hx = rnn(x[0], as_hx([s[:, 0] for s in states]))
-        return out.unsqueeze(0), [s.unsqueeze(1) for s in states_of(hx)]
-    batch = x if batch_first else x.transpose(0, 1)
-    if form in ("packed", "sorted"):
-        packed = pack_padded_sequence(
-            batch, list(lengths), batch_first=batch_first, enforce_sorted=form == "sorted"
-        )
-        out, hx = rnn(packed, as_hx(states))
-        assert isinstance(out, PackedSequence)
-        out, _ = pad_packed_sequence(out, batch_first=True, total_length=x.shape[1])
-        return out, states_of(hx)
-    keywords = {"lengths": torch.tensor(lengths)} if form == "padded" else {}
-    out, hx = rnn(batch, as_hx(states), **keywords)
-    return out if batch_first else out.transpose(0, 1), states_of(hx)
+    valid = torch.arange(x.shape[1]) < torch.tensor(lengths).unsqueeze(1)
+    return in_form(form, x, Tokens(valid), batch_first=rnn.batch_first)(rnn, states)
 
 
 def with_gradients(

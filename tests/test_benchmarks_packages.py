@@ -12,8 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import varlen_rnn
 from benchmarks import measure
 from benchmarks.packages import __main__ as command

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import CELLS
 from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import measure, quantized
 from benchmarks.environment import describe

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import xml.etree.ElementTree
 from collections import Counter
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
 
 pytest.importorskip("matplotlib", reason="the benchmarks plot with matplotlib")
 

@@ -58,7 +58,7 @@ def test_what_padding_holds_changes_no_output_and_no_gradient(
         x = random_batch(rnn, len(LENGTHS), NUM_STEPS).masked_fill(~valid_tokens(), fill)
         states = random_hx(rnn, len(LENGTHS))
         leaves = leaves_of(rnn, x, states)
-        outputs = ours_in_form(rnn, x, states, LENGTHS, "padded")
+        outputs = ours_in_form(rnn, x, states, LENGTHS, "lengths")
         results.append(with_gradients(outputs, leaves))
     for name, expected in results[0].items():
         assert expected.isfinite().all(), name
@@ -74,7 +74,7 @@ def test_output_and_input_gradient_are_exactly_zero_at_padding(
     rnn = make(cell, batch_first=batch_first)
     x = random_batch(rnn, len(LENGTHS), NUM_STEPS).masked_fill(~valid_tokens(), junk)
     leaves = leaves_of(rnn, x, [])
-    results = with_gradients(ours_in_form(rnn, x, [], LENGTHS, "padded"), leaves)
+    results = with_gradients(ours_in_form(rnn, x, [], LENGTHS, "lengths"), leaves)
     padding = ~valid_tokens().squeeze(2)
     for name in ("out", "d_x"):
         assert (results[name][padding] == 0).all(), name
@@ -136,7 +136,7 @@ def test_a_bad_token_spoils_its_own_row_only_and_as_in_torch(
     with torch.no_grad():
         clean, _ = ours(x, lengths=LENGTHS)
         x[2, 4, 1] = value
-        out, finals = ours_in_form(ours, x, [], LENGTHS, "padded")
+        out, finals = ours_in_form(ours, x, [], LENGTHS, "lengths")
         expected, expected_finals = torch_packed(theirs, x, [], LENGTHS)
     others = [b for b in range(len(LENGTHS)) if b != 2]
     assert_bitwise(out[others], clean[others])
@@ -153,7 +153,7 @@ def test_tiny_and_saturating_inputs_are_as_in_torch(cell: str, scale: float, isa
     x = scale * random_batch(ours, len(LENGTHS), NUM_STEPS)
     leaves = [leaves_of(rnn, x, []) for rnn in (theirs, ours)]
     expected = with_gradients(torch_packed(theirs, x, [], LENGTHS), leaves[0])
-    got = with_gradients(ours_in_form(ours, x, [], LENGTHS, "padded"), leaves[1])
+    got = with_gradients(ours_in_form(ours, x, [], LENGTHS, "lengths"), leaves[1])
     for name, truth in expected.items():
         # A saturated gate's slope s * (1 - s) has an absolute error, which the input multiplies.
         scale = max(1.0, largest(truth), largest(x.detach()) if name == "d_weight_ih_l0" else 0.0)
@@ -166,7 +166,7 @@ def test_every_row_of_a_large_padding_is_zero(cell: str, batch_first: bool, thre
     rnn = OURS[cell](3, 40, batch_first=batch_first)
     x = random_batch(rnn, 50, 200)
     lengths = [(7 * b) % 200 for b in range(len(x))]
-    out, _ = ours_in_form(rnn, x, [], lengths, "padded")
+    out, _ = ours_in_form(rnn, x, [], lengths, "lengths")
     for row, length in zip(out, lengths, strict=True):
         assert row[:length].all()
         assert_bitwise(row[length:], torch.zeros_like(row[length:]))

@@ -30,6 +30,7 @@ from faults import MUTANTS, Mutant
 # What a process of ours would need seconds for: torch, ours, and what the determinism that
 # tests/conftest.py asks for brings along.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import ragged  # noqa: F401
 import torch
 

@@ -20,8 +20,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # Values and gradients of both cells in every form against torch.nn, piece by piece, on every
 # instruction set; the modules; conversion. Nothing that takes a compiler.
-SHORT_LIST = ["test_resets.py", "test_modules.py", "test_convert.py"]
-HELPERS = ["conftest.py", "helpers.py", "ragged.py"]
+SHORT_LIST = ["tests/test_resets.py", "tests/test_modules.py", "tests/test_convert.py"]
+HELPERS = ["tests/conftest.py", "tests/helpers.py", "tests/ragged.py"]
+HELPERS += ["benchmarks/__init__.py", "benchmarks/forms.py"]
 INSTALLED = """
 import json, torch, varlen_rnn
 info = varlen_rnn.build_info()
@@ -64,9 +65,9 @@ def check(wheel: Path, torch: str, folder: Path) -> None:
     assert found["cuda"].startswith("compiled for") == has_cuda, found
     print(f"torch {found['torch']}, {found['cpu_isa']}, CUDA: {found['cuda']}", flush=True)
 
-    (folder / "tests").mkdir()
     for name in HELPERS + SHORT_LIST:
-        shutil.copy(ROOT / "tests" / name, folder / "tests")
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
     shutil.copy(ROOT / "pyproject.toml", folder)
     print(run(python, "-m", "pytest", "--quiet", folder=folder).splitlines()[-1], flush=True)
 
