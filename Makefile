@@ -29,7 +29,7 @@ SANITIZER := build/sanitizer
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 # What tests programs, builds and compilers, whose fallback is the same code.
 WITHOUT_PROGRAMS := $(patsubst %,--ignore=%,$(wildcard tests/test_example*.py tests/test_benchmarks*.py \
-  tests/test_build*.py tests/test_data.py tests/test_install.py tests/test_distributed.py tests/test_masking_tracing.py tests/test_wheel.py))
+  tests/test_tools*.py tests/test_build*.py tests/test_data.py tests/test_install.py tests/test_distributed.py tests/test_masking_tracing.py tests/test_wheel.py))
 MATH := build/math
 # An environment of its own for test-packages, with the same torch, and the package as it is in place.
 PACKAGES := build/packages
@@ -98,7 +98,7 @@ test-wheel: wheel  ## install the wheel in a clean environment, and run a short 
 # PYTHONPATH counts here: it may hold packages that the machine's Python lacks.
 gpu-check: export PYTHONPATH := $(PYTHONPATH)
 gpu-check:  ## on a machine with an NVIDIA GPU: build, test, calibrate and time (ARGS="--quick --parts build,tests")
-	$(PYTHON) -m benchmarks.gpu_check $(if $(OUT),--output '$(OUT)') $(ARGS)
+	$(PYTHON) -m tools.gpu_check $(if $(OUT),--output '$(OUT)') $(ARGS)
 
 bench: $(INSTALLED)  ## run the short benchmarks (ARGS=--full: all of them)
 	$(BIN)/python -m benchmarks.run $(ARGS)

@@ -1,4 +1,4 @@
-"""The table that `benchmarks.gpu_check` ends in, made of its outcomes and its files."""
+"""The table that `tools.gpu_check` ends in, made of its outcomes and its files."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from benchmarks import grid
 
-if TYPE_CHECKING:
-    from benchmarks.gpu_check import Outcome
+# A part's name, its verdict, the seconds it took, and what there is to say.
+Outcome = tuple[str, str, float, str]
 
 
 @dataclass(frozen=True)
@@ -106,8 +105,8 @@ def _goals(records: Sequence[dict[str, object]]) -> Iterator[str]:
 def table(title: str, outcomes: Sequence[Outcome], calibration: Path, results: Path) -> str:
     """What was run, and of what was measured whether rules and goals hold."""
     lines = [title, ""]
-    lines += [f"{o.part:<10} {o.verdict:<7} {o.seconds:5.0f} s  {o.detail}" for o in outcomes]
-    parts = {o.part for o in outcomes}
+    lines += [f"{part:<10} {verdict:<7} {s:5.0f} s  {said}" for part, verdict, s, said in outcomes]
+    parts = {part for part, *_ in outcomes}
     if "calibrate" in parts:
         measured = read_lines(calibration)
         lines += ["", *(rule.line(measured) for rule in RULES)]

@@ -1,6 +1,6 @@
 """Checks and measures everything on a machine with an NVIDIA GPU: `make gpu-check`.
 
-    python -m benchmarks.gpu_check [--quick] [--parts build,tests] [--output DIR] [--limit SECONDS]
+    python -m tools.gpu_check [--quick] [--parts build,tests] [--output DIR] [--limit SECONDS]
 
 It installs nothing and needs no network: a copy of the tree is built in build/gpu-check. What must
 be there: an NVIDIA GPU with its driver; nvcc 12.1 or newer ($CUDACXX, $CUDA_HOME/bin/nvcc, or that
@@ -35,11 +35,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.environment import ROOT, commit
 
 TREE = ROOT / "build" / "gpu-check" / "tree"
-COPIED = ("benchmarks", "csrc", "examples", "tests", "varlen_rnn")
+COPIED = ("benchmarks", "csrc", "examples", "tests", "tools", "varlen_rnn")
 PACKAGES = ("torch", "numpy", "setuptools", "pybind11", "pytest", "tqdm", "matplotlib")
 # Of these, major and minor version.
 OLDEST = {"torch": (2, 10), "setuptools": (77, 0)}
@@ -78,8 +79,7 @@ class Found(Exception):
     """A part did what it should, and found what a person has to judge; the message is its line."""
 
 
-@dataclass
-class Outcome:
+class Outcome(NamedTuple):
     """How a part ended."""
 
     part: str
@@ -228,7 +228,7 @@ def calibrate(check: Check) -> str:
     printed = check.run(compile_with_nvcc(check, "benchmarks/cuda/calibrate.cu"))
     check.file("-calibration.jsonl").write_text(printed, encoding="utf-8")
     require_build(check)
-    printed += check.run(sys.executable, "-m", "benchmarks.steps")
+    printed += check.run(sys.executable, "-m", "tools.steps")
     check.file("-calibration.jsonl").write_text(printed, encoding="utf-8")
     return f"{len(printed.splitlines())} measurements"
 
@@ -237,7 +237,7 @@ def sanitizer(check: Check) -> str:
     if shutil.which(SANITIZER) is None:
         raise Failed(f"{SANITIZER} is not in PATH")
     require_build(check)
-    program = ("--kernel-regex", "kns=varlen_rnn", sys.executable, "benchmarks/cuda/layers.py")
+    program = ("--kernel-regex", "kns=varlen_rnn", sys.executable, "tools/layers.py")
     lines, failed, hazards = [], False, False
     for tool in SANITIZER_TOOLS:
         # Racecheck may not see what st.async and mbarriers order, so its alarms can be false.
@@ -358,7 +358,7 @@ def read_device() -> tuple[dict[str, str], list[str]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     start = time.monotonic()
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.gpu_check", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--parts", default=",".join(PARTS), help="names with commas between")
     parser.add_argument("--quick", action="store_true", help="fewer tests and a small grid")
@@ -379,7 +379,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     copy_tree()
     for part in (part for part in PARTS if part in parts):
         run_part(check, part)
-    from benchmarks.gpu_report import table  # needs torch, so not before it was looked for
+    from tools.gpu_report import table  # needs torch, so not before it was looked for
 
     title = f"gpu-check on {device['name']}, torch {device['torch']}, commit {check.commit}"
     text = table(title, check.outcomes, check.file("-calibration.jsonl"), check.file(".jsonl"))
