@@ -17,12 +17,18 @@ unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 # Whoever works on the project sees every warning.
 export VARLEN_RNN_WERROR = 1
 
-# Stamps, one depending on the other: torch there, tools there, package installed (in place).
+# Stamps, each depending on the one before: torch, what builds, what examples import, all other tools.
 TORCH_STAMP := $(VENV)/.stamp-$(shell printf '%s' '$(TORCH)' | tr -c 'A-Za-z0-9.\n' -)
+BUILD_TOOLS := $(VENV)/.tools-build
+EXAMPLE_TOOLS := $(VENV)/.tools-examples
 TOOLS := $(VENV)/.tools
-# Of setup.py's switches: another value builds anew.
+# The package, installed in place. Of setup.py's switches: another value builds anew.
 SWITCHES := $(VARLEN_RNN_EXTENSION)-$(VARLEN_RNN_CUDA)-$(VARLEN_RNN_CUDA_ARCHS)
 INSTALLED := $(VENV)/.installed$(shell printf '%s' '$(SWITCHES)' | tr -c '0-9\n' -)
+# What need not hold CUDA kernels for every GPU runs on the build above if it is there or asked for by a switch,
+# else on one for this machine: its GPUs' architectures, or no CUDA part, and a new compiler's warning stops nobody.
+NATIVE := $(VENV)/.installed-native
+RUNNABLE := $(if $(subst -,,$(SWITCHES)),$(INSTALLED),$(or $(wildcard $(INSTALLED)),$(NATIVE)))
 EMULATOR := build/emulator
 SANITIZER := build/sanitizer
 # A process for each core, with one thread that sleeps while it waits: tests of threads start their own.
@@ -37,24 +43,50 @@ PACKAGES_PIP := $(PACKAGES)/bin/python -m pip --disable-pip-version-check
 PACKAGES_TORCH := $(PACKAGES)/$(notdir $(TORCH_STAMP))
 PACKAGES_INSTALLED := $(PACKAGES)/.installed
 
-help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*##/ { printf "make %-16s %s\n", $$1, $$2 }' Makefile
+# Brings a stamp about in one line; what pages there are go to a log, whose end shows what failed.
+LOG := build/install.log
+SUBMAKE := $(MAKE) --no-print-directory
+define step
+@$(SUBMAKE) --question $(1) || { printf '%-50s' '$(2)'; start=$$(date +%s); \
+  if $(SUBMAKE) $(1) >>$(LOG) 2>&1; then echo "$$(($$(date +%s) - start)) s"; \
+  else status=$$?; echo failed; tail -n 20 $(LOG); echo 'All of it: $(LOG)'; exit $$status; fi; }
+endef
 
-build: $(INSTALLED)  ## compile the extension, and install the package into .venv in place
+# Of the comments, ### is for users and ## for developers.
+help:  ### show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { list[/###/] = list[/###/] sprintf("  make %-16s %s\n", $$1, $$2) } \
+	  END { printf "For users:\n%s\nFor developers:\n%s", list[1], list[0] }' Makefile
 
-demo: $(INSTALLED)  ## train on a real data set of ragged sequences
-	$(BIN)/python examples/japanese_vowels.py $(ARGS)
+build: $(INSTALLED)  ### compile the extension, and install the package into .venv in place
 
-demo-names: $(INSTALLED)  ## tell the language of a name: a whole model of ragged text that padding does not move
-	$(BIN)/python examples/name_language $(ARGS)
+demo: ready  ### train a classifier of recordings with nn.LSTM and with VarLenLSTM, and compare them
+	@$(BIN)/python examples/japanese_vowels.py $(ARGS)
 
-demo-ppo: $(INSTALLED)  ## reinforcement learning with memory: whole rollouts in one call, with state resets
-	$(BIN)/python examples/recurrent_ppo.py $(ARGS)
+demo-names: ready  ### tell the language of a name: a whole model of ragged text that padding does not move
+	@$(BIN)/python examples/name_language $(ARGS)
 
-demo-distributed: $(INSTALLED)  ## train in two processes, on batches balanced by their tokens
-	$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 examples/train_distributed.py $(ARGS)
+demo-ppo: ready  ### reinforcement learning with memory: whole rollouts in one call, with state resets
+	@$(BIN)/python examples/recurrent_ppo.py $(ARGS)
 
-test: $(INSTALLED)  ## run all tests: pytest (ARGS="..."), the same on the fallback, then the other test targets
+demo-distributed: ready  ### train in two processes, on batches balanced by their tokens
+	@$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 examples/train_distributed.py $(ARGS)
+
+# What demos, checks, benchmarks and docs run on. Says nothing where everything is there.
+ready:
+	@mkdir -p $(dir $(LOG))
+	@$(SUBMAKE) --question $(EXAMPLE_TOOLS) $(RUNNABLE) || { : >$(LOG); \
+	  echo 'Sets up $(VENV) first, once: 2 minutes on two cores, and the download of torch. Log: $(LOG)'; }
+	$(call step,$(TORCH_STAMP),Installing torch)
+	$(call step,$(EXAMPLE_TOOLS),Installing what builds and what the examples use)
+	$(call step,$(RUNNABLE),Compiling for this machine)
+
+tools: $(TOOLS)  ## install what all these targets use into .venv
+
+check: ready  ## run a part of the tests that touches every area, in less than two minutes (ARGS="-k lstm")
+	$(call step,$(TOOLS),Installing all other tools)
+	$(PYTEST) --quiet $(WITHOUT_PROGRAMS) --every 29 $(ARGS)
+
+test: $(TOOLS) $(INSTALLED)  ## run all tests: pytest (ARGS="..."), the same on the fallback, then the other test targets
 	$(PYTEST) $(ARGS)
 	VARLEN_RNN_DISABLE_EXTENSION=1 $(PYTEST) --quiet $(WITHOUT_PROGRAMS) $(ARGS)
 	$(MAKE) --no-print-directory ARGS= test-sanitizer test-math test-emulator test-mutants test-cuda-build test-wheel
@@ -83,7 +115,7 @@ test-emulator: $(TOOLS)  ## run the CUDA kernels on the CPU, in the emulator
 test-mutants: $(TOOLS)  ## plant faults in the CUDA kernels, each of which the emulator must catch
 	$(BIN)/python tests/cuda/mutants.py
 
-test-cuda-build: $(INSTALLED)  ## hold the CUDA kernels to no spills and to the registers of their launch bounds
+test-cuda-build: $(TOOLS) $(INSTALLED)  ## hold the CUDA kernels to no spills and to the registers of their launch bounds
 	$(BIN)/python csrc/cuda/check_resources.py check
 
 # From clean folders, or the wheel would hold modules that are no longer there.
@@ -100,13 +132,14 @@ gpu-check: export PYTHONPATH := $(PYTHONPATH)
 gpu-check:  ## on a machine with an NVIDIA GPU: build, test, calibrate and time (ARGS="--quick --parts build,tests")
 	$(PYTHON) -m tools.gpu_check $(if $(OUT),--output '$(OUT)') $(ARGS)
 
-bench: $(INSTALLED)  ## run the short benchmarks (ARGS=--full: all of them)
+bench: ready  ### run the short benchmarks (ARGS=--full: all of them)
+	$(call step,$(TOOLS),Installing all other tools)
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
-test-packages: $(INSTALLED) $(PACKAGES_INSTALLED)  ## convert and compare models of public packages (ARGS="--only darts")
+test-packages: $(TOOLS) $(RUNNABLE) $(PACKAGES_INSTALLED)  ## convert and compare models of public packages (ARGS="--only darts")
 	$(PACKAGES)/bin/python -m benchmarks.packages $(ARGS)
 
-docs: $(INSTALLED)  ## build the pages of docs/ and the API page into docs/_build; a warning is an error
+docs: $(TOOLS) $(RUNNABLE)  ## build the pages of docs/ and the API page into docs/_build; a warning is an error
 	$(BIN)/python -m sphinx -W --keep-going docs docs/_build
 
 # The checks stand in .pre-commit-config.yaml; here they run on every file that git does not ignore.
@@ -132,12 +165,22 @@ $(TORCH_STAMP):
 	rm -f $(VENV)/.stamp-*
 	touch $@
 
-$(TOOLS): $(TORCH_STAMP) pyproject.toml
+$(BUILD_TOOLS): $(TORCH_STAMP) pyproject.toml
+	$(PIP) install --group build
+	touch $@
+
+$(EXAMPLE_TOOLS): $(BUILD_TOOLS)
+	$(PIP) install --group examples
+	touch $@
+
+$(TOOLS): $(EXAMPLE_TOOLS)
 	$(PIP) install --group dev
 	touch $@
 
 # Verbose, because pip would hide what setup.py and the compiler say.
-$(INSTALLED): $(TOOLS) setup.py $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
+$(NATIVE): export VARLEN_RNN_CUDA_ARCHS = native
+$(NATIVE): export VARLEN_RNN_WERROR = 0
+$(INSTALLED) $(NATIVE): $(BUILD_TOOLS) setup.py $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 	$(PIP) install --verbose --no-build-isolation --editable .
 	rm -f $(VENV)/.installed*
 	touch $@
@@ -157,5 +200,5 @@ $(PACKAGES_INSTALLED): $(PACKAGES_TORCH) benchmarks/packages/requirements.txt
 	  then touch $@; fi
 	rm -f $(PACKAGES)/lib/python*/site-packages/torchaudio/lib/*.so
 
-.PHONY: help build demo demo-names demo-ppo demo-distributed test test-sanitizer test-math test-emulator \
+.PHONY: help build ready demo demo-names demo-ppo demo-distributed tools check test test-sanitizer test-math test-emulator \
   test-mutants test-cuda-build wheel test-wheel test-packages gpu-check bench docs lint format clean

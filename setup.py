@@ -3,7 +3,8 @@
 VARLEN_RNN_EXTENSION=0 installs the pure-Python reference only, =1 demands a C++ compiler. Unset,
 the extension is built wherever there is a compiler, GCC or clang, that is not too old for it.
 VARLEN_RNN_CUDA=0 leaves its CUDA part out, =1 demands nvcc. Unset, it is built wherever there is an
-nvcc that works, GPU or not. VARLEN_RNN_CUDA_ARCHS="80;90" compiles for these architectures only.
+nvcc that works, GPU or not. VARLEN_RNN_CUDA_ARCHS="80;90" compiles for these architectures only,
+=native for those of this machine's GPUs: where there is none, the CUDA part is left out.
 """
 
 import importlib
@@ -35,6 +36,7 @@ from build_backend import (  # noqa: E402
 EXTENSION = "VARLEN_RNN_EXTENSION"
 CUDA = "VARLEN_RNN_CUDA"
 ARCHS = "VARLEN_RNN_CUDA_ARCHS"
+NATIVE = "native"
 # Every generation from Turing on, which is the oldest that CUDA 13 compiles for.
 DEFAULT_ARCHS = (75, 80, 86, 89, 90, 100, 120)
 # The first that assembles st.async, by which the blocks of a cluster exchange states (PTX 8.1).
@@ -82,6 +84,16 @@ def nvcc_release(nvcc: str) -> tuple[int, ...]:
     return tuple(map(int, found.groups())) if found else ()
 
 
+def gpu_archs() -> set[int]:
+    """The architectures of this machine's GPUs, as nvidia-smi has it; none where there is none."""
+    if not shutil.which("nvidia-smi"):
+        return set()
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    listing = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout
+    found = re.findall(r"^(\d+)\.(\d)$", listing, re.MULTILINE)
+    return {int(major + minor) for major, minor in found}
+
+
 def cuda_archs(nvcc: str) -> list[int]:
     """The architectures to compile for, ascending; none if this nvcc does not say what it knows."""
     listing = ask_nvcc(nvcc, "--list-gpu-arch")
@@ -92,10 +104,13 @@ def cuda_archs(nvcc: str) -> list[int]:
     text = os.environ.get(ARCHS, "")
     if not text:
         return [arch for arch in DEFAULT_ARCHS if arch in offered]
+    if text == NATIVE:
+        return sorted(gpu_archs().intersection(offered))
     wanted = re.split("[;,]", text)
     if not set(wanted) <= set(map(str, offered)):
         some = ";".join(map(str, offered))
-        fail(f"{ARCHS} must be some of {some} (those that {nvcc} compiles for), got {text!r}", CUDA)
+        which = f"{NATIVE} or some of {some} (those that {nvcc} compiles for)"
+        fail(f"{ARCHS} must be {which}, got {text!r}", CUDA)
     return sorted(set(map(int, wanted)))
 
 
@@ -169,6 +184,8 @@ class CMakeBuild(build_ext):
         archs = cuda_archs(nvcc) if nvcc and release >= OLDEST_NVCC else []
         if not nvcc:
             reason = "no nvcc found ($CUDACXX, $CUDA_HOME/bin/nvcc, PATH)"
+        elif not archs and release >= OLDEST_NVCC and os.environ.get(ARCHS) == NATIVE:
+            reason = f"{ARCHS}={NATIVE}, and nvidia-smi shows no GPU that {nvcc} compiles for"
         elif not archs:
             oldest, found = (".".join(map(str, numbers)) for numbers in (OLDEST_NVCC, release))
             which = f"{nvcc} (CUDA {found})" if found else nvcc

@@ -69,6 +69,38 @@ def test_the_architectures_can_be_chosen(project: Project, text: str, archs: str
 
 
 @pytest.mark.parametrize(
+    ("capabilities", "archs"),
+    [("9.0", "90"), (r"8.6\n8.0\n8.6", "80;86"), (r"6.1\n10.3", "103"), ("12.1", ""), (None, "")],
+)
+def test_native_is_what_the_gpus_of_this_machine_are(
+    project: Project, capabilities: str | None, archs: str
+) -> None:
+    if capabilities:
+        smi = project.folder / "path" / "nvidia-smi"
+        smi.parent.mkdir()
+        smi.write_text(f"#!/bin/sh\nprintf '{capabilities}\\n'\n")
+        smi.chmod(0o755)
+    elif shutil.which("nvidia-smi"):
+        pytest.skip("there is a GPU")
+    environment = {
+        "CUDACXX": project.nvcc(),
+        "PATH": os.pathsep.join([str(project.folder / "path"), os.environ["PATH"]]),
+        "VARLEN_RNN_CUDA_ARCHS": "native",
+    }
+    result = project.build(**environment)
+    assert result.returncode == 0, result.stderr
+    assert project.module.exists()
+    assert project.cuda_module.exists() == bool(archs)
+    if archs:
+        assert project.cuda_module.read_text() == archs
+    else:
+        assert "VARLEN_RNN_CUDA_ARCHS=native, and nvidia-smi shows no GPU" in result.stdout
+        result = project.build(**environment, VARLEN_RNN_CUDA="1")
+        assert result.returncode == 1
+        assert "nvidia-smi shows no GPU" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
     ("places", "taken"),
     [
         (("own", "home/bin", "path"), "own"),
