@@ -1,10 +1,11 @@
-"""Who is speaking? One recurrent classifier on ragged recordings, trained twice.
+"""Who is speaking? One recurrent classifier on ragged recordings, trained in three ways.
 
 The Japanese Vowels set holds 640 recordings of 7 to 29 frames by 12 LPC cepstrum coefficients,
 made by 9 speakers (data/README.md). A bidirectional two-layer LSTM or GRU learns to name the
-speaker from 270 of them and is tested on the other 370: once with torch's module on a
-PackedSequence, once after `varlen_rnn.convert(model)`. Both start from the same seed and see the
-same batches in the same order, so their loss curves must lie on top of each other.
+speaker from 270 of them and is tested on the other 370: with torch's module on a PackedSequence;
+after `varlen_rnn.convert(model)`, with nothing else changed; and converted, on padded batches with
+`lengths=`, which need no packing. All start from the same seed and see the same batches in the same
+order, so their loss curves must lie on top of each other.
 
 Usage:
     python examples/japanese_vowels.py [--cell gru] [--epochs 30] [--output curves.png] [--check]
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bars import draw_bars, times_as_fast
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_sequence
@@ -34,9 +36,9 @@ CELLS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU
 
 MIN_ACCURACY = 0.95
 MAX_LOSS_DIFFERENCE = 1e-3
-SPEED_GOAL = 3.0
 
-Batch = tuple[PackedSequence, Tensor]
+# Packed recordings and labels; or padded recordings, lengths and labels.
+Batch = tuple[PackedSequence, Tensor] | tuple[Tensor, Tensor, Tensor]
 
 
 class SpeakerClassifier(nn.Module):
@@ -52,9 +54,12 @@ class SpeakerClassifier(nn.Module):
         self.rnn = CELLS[cell](NUM_FEATURES, hidden_size, num_layers=2, bidirectional=True)
         self.speaker = nn.Linear(2 * hidden_size, NUM_SPEAKERS)
 
-    def forward(self, packed: PackedSequence) -> Tensor:
-        """Map B packed recordings of `[T, 12]` frames to speaker logits `[B, 9]`."""
-        _, state = self.rnn(packed)
+    def forward(self, frames: PackedSequence | Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Map B recordings, packed or `[T, B, 12]` and their lengths, to speaker logits `[B, 9]`.
+
+        Only a converted model takes lengths.
+        """
+        _, state = self.rnn(frames) if lengths is None else self.rnn(frames, lengths=lengths)
         h_n = state[0] if isinstance(state, tuple) else state
         logits: Tensor = self.speaker(torch.cat((h_n[-2], h_n[-1]), dim=1))
         return logits
@@ -66,6 +71,7 @@ class Run:
 
     model: SpeakerClassifier
     learning_rate: float
+    batches: str = ""  # how they are given, if not packed
     losses: list[float] = field(default_factory=list)
     accuracies: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -76,26 +82,22 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The class of the recurrent module."""
+        """The class of the recurrent module, and what its batches are."""
         module = type(self.model.rnn)
-        return f"nn.{module.__name__}" if module in CELLS.values() else module.__name__
+        name = f"nn.{module.__name__}" if module in CELLS.values() else module.__name__
+        return f"{name} {self.batches}".strip()
 
     @property
-    def timed(self) -> list[float]:
-        """Seconds of each epoch, the first (warm-up) left out where there are others."""
-        return self.seconds[1:] or self.seconds
-
-    @property
-    def seconds_per_epoch(self) -> float:
-        """Median over the timed epochs."""
-        return statistics.median(self.timed)
+    def milliseconds(self) -> list[float]:
+        """Of each epoch, the first (warm-up) left out where there are others."""
+        return [1e3 * seconds for seconds in self.seconds[1:] or self.seconds]
 
     def train_epoch(self, batches: Iterable[Batch]) -> None:
         """Take one optimizer step a batch; record each loss and the epoch's wall time."""
         start = time.perf_counter()
-        for packed, labels in batches:
+        for *inputs, labels in batches:
             self.optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(self.model(packed), labels)
+            loss = nn.functional.cross_entropy(self.model(*inputs), labels)
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), max_norm=1.0)
             self.optimizer.step()
@@ -105,8 +107,8 @@ class Run:
     @torch.no_grad()
     def test(self, batch: Batch) -> None:
         """Record the accuracy on a batch."""
-        packed, labels = batch
-        correct = self.model(packed).argmax(dim=1) == labels
+        *inputs, labels = batch
+        correct = self.model(*inputs).argmax(dim=1) == labels
         self.accuracies.append(correct.float().mean().item())
 
 
@@ -126,97 +128,110 @@ class Recordings:
         self.train_rows = is_train.nonzero().flatten()
         self.test_rows = (~is_train).nonzero().flatten()
 
-    def batch(self, rows: Tensor) -> Batch:
-        """Pack the recordings `rows` `[B]`; return them with their labels `[B]`."""
+    def batch(self, rows: Tensor, pack: bool = True) -> Batch:
+        """The recordings `rows` `[B]`, packed or padded with their lengths; and labels `[B]`."""
         padded = pad_sequence([self.sequences[row] for row in rows.tolist()])
-        packed = pack_padded_sequence(padded, self.lengths[rows], enforce_sorted=False)
-        return packed, self.labels[rows]
+        lengths, labels = self.lengths[rows], self.labels[rows]
+        if not pack:
+            return padded, lengths, labels
+        return pack_padded_sequence(padded, lengths, enforce_sorted=False), labels
 
-    def train_batches(self, batch_size: int, generator: torch.Generator) -> list[Batch]:
+    def train_batches(
+        self, batch_size: int, generator: torch.Generator, pack: bool = True
+    ) -> list[Batch]:
         """Shuffle the training recordings into batches."""
         order = self.train_rows[torch.randperm(len(self.train_rows), generator=generator)]
-        return [self.batch(rows) for rows in order.split(batch_size)]
+        return [self.batch(rows, pack) for rows in order.split(batch_size)]
 
 
-def train(args: argparse.Namespace) -> tuple[Run, Run]:
-    """Train the torch model and the converted one, an epoch of each in turn."""
+def train(args: argparse.Namespace) -> list[Run]:
+    """Train the torch model and the converted ones, an epoch of each in turn."""
+    torch.set_num_threads(args.threads)
     recordings = Recordings()
-    generator = torch.Generator().manual_seed(args.seed)
-    epochs = [recordings.train_batches(args.batch_size, generator) for _ in range(args.epochs)]
-    test_batch = recordings.batch(recordings.test_rows)
 
     def build() -> SpeakerClassifier:
         torch.manual_seed(args.seed)
         return SpeakerClassifier(args.cell, args.hidden)
 
-    baseline = Run(build(), args.lr)
-    converted = Run(varlen_rnn.convert(build()), args.lr)
-    with tqdm(epochs, unit="epoch", desc=f"{baseline.name} and {converted.name}") as progress:
-        for epoch, batches in enumerate(progress):
-            pair = (baseline, converted) if epoch % 2 == 0 else (converted, baseline)
-            for run in pair:
-                run.train_epoch(batches)
-                run.test(test_batch)
-            progress.set_postfix(loss=f"{baseline.losses[-1]:.4f} {converted.losses[-1]:.4f}")
-    return baseline, converted
+    runs = [
+        Run(build(), args.lr),
+        Run(varlen_rnn.convert(build()), args.lr),
+        Run(varlen_rnn.convert(build()), args.lr, batches="lengths="),
+    ]
+    generators = [torch.Generator().manual_seed(args.seed) for _ in runs]
+    tests = [recordings.batch(recordings.test_rows, pack=not run.batches) for run in runs]
+    with tqdm(range(args.epochs), unit="epoch", disable=None, dynamic_ncols=True) as progress:
+        for epoch in progress:
+            # Who begins changes, lest it is always the same one that finds the caches cold.
+            for n in ((epoch + place) % len(runs) for place in range(len(runs))):
+                run = runs[n]
+                run.train_epoch(
+                    recordings.train_batches(args.batch_size, generators[n], not run.batches)
+                )
+                run.test(tests[n])
+            progress.set_postfix(loss=" ".join(f"{run.losses[-1]:.4f}" for run in runs))
+    return runs
 
 
-def loss_difference(baseline: Run, converted: Run) -> float:
-    """Largest absolute difference of the two losses at any training batch."""
-    return max(abs(a - b) for a, b in zip(baseline.losses, converted.losses, strict=True))
+def loss_difference(runs: list[Run]) -> float:
+    """Largest absolute difference of a loss from the first run's at any training batch."""
+    losses = np.array([run.losses for run in runs])
+    return float(abs(losses - losses[0]).max())
 
 
-def report(baseline: Run, converted: Run) -> None:
-    """Print the comparison."""
-    low, high = (np.quantile([r.timed for r in (baseline, converted)], q, 1) for q in (0.25, 0.75))
-    ratio = baseline.seconds_per_epoch / converted.seconds_per_epoch
-    print(f"\n{'':30}{baseline.name:>12}{converted.name:>12}")
-    print(f"{'test accuracy':30}{baseline.accuracies[-1]:12.2%}{converted.accuracies[-1]:12.2%}")
-    print(f"{'last training loss':30}{baseline.losses[-1]:12.5f}{converted.losses[-1]:12.5f}")
+def report(runs: list[Run]) -> None:
+    """Print the comparison, and the answer."""
+    times = {run.name: run.milliseconds for run in runs}
+    ratios = times_as_fast(times, rates=False)
+    rows = {
+        "test accuracy": [f"{run.accuracies[-1]:.2%}" for run in runs],
+        "last training loss": [f"{run.losses[-1]:.5f}" for run in runs],
+        f"ms an epoch, median of {len(runs[0].milliseconds)}": [
+            f"{statistics.median(values):.1f}" for values in times.values()
+        ],
+        "  half of them between": [
+            "{:.1f} and {:.1f}".format(*np.quantile(values, (0.25, 0.75)))
+            for values in times.values()
+        ],
+        "times as fast": [f"{ratio:.2f}" for ratio in ratios],
+    }
+    for what, cells in {"": list(times), **rows}.items():
+        print(f"{what:26}" + "".join(f"{cell:>22}" for cell in cells))
     print(
-        f"{f'seconds an epoch, median of {len(baseline.timed)}':30}"
-        f"{baseline.seconds_per_epoch:12.4f}{converted.seconds_per_epoch:12.4f}"
-    )
-    print(f"{'  lower quartile':30}{low[0]:12.4f}{low[1]:12.4f}")
-    print(f"{'  upper quartile':30}{high[0]:12.4f}{high[1]:12.4f}")
-    print(f"{'times as fast':30}{1:12.2f}{ratio:12.2f}   (goal {SPEED_GOAL:g})")
-    print(
-        f"\nlargest difference of the losses over {len(baseline.losses)} training batches: "
-        f"{loss_difference(baseline, converted):.1e}"
+        f"\nThe losses of {len(runs[0].losses)} training batches are within "
+        f"{loss_difference(runs):.1e} of {runs[0].name}'s.\n{runs[1].name} trains {ratios[1]:.1f} "
+        f"times as fast as {runs[0].name} on this machine, {ratios[2]:.1f} times with lengths=."
     )
 
 
-def plot(baseline: Run, converted: Run, output: Path) -> None:
-    """Draw losses, test accuracy and seconds an epoch of both models."""
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    loss, accuracy, seconds = figure.subplots(1, 3)
-    for position, (run, colour, line) in enumerate(
-        ((baseline, "tab:orange", "-"), (converted, "tab:blue", "--"))
-    ):
+def plot(runs: list[Run], output: Path) -> None:
+    """Draw losses, test accuracy and the time of an epoch of all runs."""
+    figure = Figure(figsize=(14, 4), layout="constrained")
+    loss, accuracy, times = figure.subplots(1, 3)
+    looks = (("tab:orange", "-"), ("tab:blue", "--"), ("tab:cyan", ":"))
+    for run, (colour, line) in zip(runs, looks, strict=True):
         style = {"color": colour, "linestyle": line, "label": run.name}
         epochs = range(1, len(run.accuracies) + 1)
         loss.plot(range(1, len(run.losses) + 1), run.losses, **style)
         accuracy.plot(epochs, [100 * value for value in run.accuracies], **style)
-        seconds.bar(position, run.seconds_per_epoch, width=0.6, color=colour, alpha=0.5)
-        seconds.plot([position] * len(run.timed), run.timed, ".", color=colour)
+    draw_bars(times, {run.name.replace(" ", "\n"): run.milliseconds for run in runs}, "ms")
     loss.set(title="Training loss", xlabel="batch", ylabel="cross-entropy", yscale="log")
     accuracy.set(title="Test accuracy", xlabel="epoch", ylabel="%")
-    seconds.set(title="Time an epoch (bar: median)", ylabel="seconds")
-    seconds.set_xticks((0, 1), (baseline.name, converted.name))
+    times.set(title="Time of an epoch (bar: median)", ylabel="ms")
     loss.legend()
     accuracy.legend()
     figure.savefig(output, dpi=120)
 
 
-def failures(baseline: Run, converted: Run) -> list[str]:
+def failures(runs: list[Run]) -> list[str]:
     """State each expectation on accuracy and loss curves that does not hold."""
     found = [
         f"{run.name}: expected a test accuracy of at least {MIN_ACCURACY:.0%}, "
         f"got {run.accuracies[-1]:.2%}"
-        for run in (baseline, converted)
+        for run in runs
         if not run.accuracies[-1] >= MIN_ACCURACY
     ]
-    difference = loss_difference(baseline, converted)
+    difference = loss_difference(runs)
     if not difference <= MAX_LOSS_DIFFERENCE:
         found.append(f"losses: expected within {MAX_LOSS_DIFFERENCE:g}, got {difference:.1e} apart")
     return found
@@ -231,17 +246,20 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=27)
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of Adam")
     parser.add_argument("--seed", type=int, default=0)
+    # Batches as small as these leave more than one thread little but to wait.
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".png"))
     parser.add_argument("--check", action="store_true", help="fail on low accuracy or other losses")
     args = parser.parse_args()
     if args.epochs < 1:
         parser.error(f"--epochs must be at least 1, got {args.epochs}")
 
-    baseline, converted = train(args)
-    report(baseline, converted)
-    plot(baseline, converted, args.output)
+    print("Trains a classifier of recordings in three ways, in turns: twenty seconds.")
+    runs = train(args)
+    report(runs)
+    plot(runs, args.output)
     print(f"plot: {args.output}")
-    if args.check and (found := failures(baseline, converted)):
+    if args.check and (found := failures(runs)):
         sys.exit("\n".join(found))
 
 

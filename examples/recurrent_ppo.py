@@ -24,6 +24,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import torch
+from bars import draw_bars
 from gymnasium.vector import AutoresetMode
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -229,7 +230,8 @@ def train(num_updates: int, seed: int, memory: bool) -> tuple[Player, float]:
     decay = torch.optim.lr_scheduler.LinearLR(agent.optimizer, 1.0, 0.0, total_iters=num_updates)
     difference = 0.0
     name = "with memory" if memory else "without memory"
-    with tqdm(total=num_updates * FRAMES, unit=" frames", desc=name) as progress:
+    options = {"unit": " frames", "desc": name, "disable": None, "dynamic_ncols": True}
+    with tqdm(total=num_updates * FRAMES, **options) as progress:
         for _ in range(num_updates):
             _, log_ratio = update(agent, player.play(ROLLOUT_STEPS))
             decay.step()
@@ -246,7 +248,8 @@ def compare(rounds: int, seed: int) -> tuple[Speeds, Differences]:
     rollout = Player(agent, seed).play(ROLLOUT_STEPS)
     speeds: Speeds = {name: [] for name in KINDS}
     differences = {"losses of both kinds": 0.0, "log-probs of both kinds": 0.0}
-    for minibatches in tqdm(range(rounds), desc="both kinds of update"):
+    what = "both kinds of update"
+    for minibatches in tqdm(range(rounds), desc=what, disable=None, dynamic_ncols=True):
         results = []
         for name, lstm in KINDS.items():
             model = Agent(lstm)
@@ -291,14 +294,8 @@ def plot(speeds: Speeds, player: Player, memoryless: Player, output: Path) -> No
     returns.set(xlabel="frames played", ylabel="return (at most 500)")
     returns.xaxis.set_major_formatter("{x:,.0f}")
     returns.legend(loc="upper left")
-    labels = []
-    for place, (name, rounds) in enumerate(speeds.items()):
-        median, colour = statistics.median(rounds), ("tab:orange", "tab:blue")[place]
-        speed.bar(place, median, width=0.6, color=colour, alpha=0.5)
-        speed.plot([place] * len(rounds), rounds, ".", color=colour)
-        labels.append(f"{name}\n{median:,.0f}".replace(" call ", "\ncall "))
-    speed.set_xticks((0, 1), labels)
-    speed.yaxis.set_major_formatter("{x:,.0f}")
+    named = {name.replace(" call ", "\ncall "): rounds for name, rounds in speeds.items()}
+    draw_bars(speed, named, "frames/s", rates=True)
     speed.set(title="Update, frames a second (bar: median)")
     figure.savefig(output, dpi=120)
 
@@ -325,6 +322,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="fail on low returns or disagreement")
     args = parser.parse_args()
 
+    print("Times updates of a policy with memory, then trains it: half a minute.")
     speeds, differences = compare(args.rounds, args.seed)
     num_updates = max(1, args.steps // FRAMES)
     player, differences["log-probs of acting and update"] = train(

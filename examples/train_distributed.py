@@ -24,12 +24,16 @@ import sys
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
+from bars import draw_bars, times_as_fast
 from japanese_vowels import CELLS, MIN_ACCURACY, Recordings, SpeakerClassifier
+from matplotlib.figure import Figure
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 import varlen_rnn
 from varlen_rnn.data import TokenBudgetBatchSampler
@@ -45,9 +49,13 @@ class Result:
     processes: int
     threads: int
     steps: int
-    loss: float
     accuracy: float
-    tokens_per_second: float
+    losses: list[float]  # of each epoch, the mean over all recordings
+    speeds: list[float]  # of each epoch, tokens a second; the first is warm-up, if not the only one
+
+    @property
+    def name(self) -> str:
+        return f"{self.processes} process{'es' if self.processes > 1 else ''}"
 
 
 def train(args: argparse.Namespace, recordings: Recordings, processes: int, rank: int) -> Result:
@@ -64,7 +72,7 @@ def train(args: argparse.Namespace, recordings: Recordings, processes: int, rank
     loader = DataLoader(
         recordings.train_rows,
         batch_sampler=sampler,
-        collate_fn=lambda rows: recordings.batch(torch.stack(rows)),
+        collate_fn=lambda rows: recordings.batch(torch.stack(rows), pack=False),
     )
 
     def total(value: float) -> float:
@@ -74,35 +82,41 @@ def train(args: argparse.Namespace, recordings: Recordings, processes: int, rank
             distributed.all_reduce(together)
         return together.item()
 
-    speeds = []
-    for epoch in range(args.epochs):
+    losses, speeds = [], []
+    # One line, by the first process; none in a file.
+    what = f"{processes} in training"
+    silent = True if rank else None
+    progress = tqdm(range(args.epochs), what, unit="epoch", disable=silent, dynamic_ncols=True)
+    for epoch in progress:
         sampler.set_epoch(epoch)
         start = time.perf_counter()
         num_tokens, loss_sum = 0, 0.0
-        for packed, labels in loader:
+        for frames, frame_counts, labels in loader:
             num_rows = total(len(labels))
-            loss = nn.functional.cross_entropy(model(packed), labels, reduction="sum")
+            logits = model(frames, frame_counts)
+            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
             optimizer.zero_grad()
             (loss * processes / num_rows).backward()
             nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)
             optimizer.step()
-            num_tokens += len(packed.data)
+            num_tokens += int(frame_counts.sum())
             loss_sum += loss.item()
         # The sum makes each process wait for the slowest, before the clock stops.
         num_tokens = total(num_tokens)
         speeds.append(num_tokens / (time.perf_counter() - start))
+        losses.append(total(loss_sum) / len(lengths))
+        progress.set_postfix(loss=f"{losses[-1]:.4f}")
 
-    packed, labels = recordings.batch(recordings.test_rows)
+    frames, frame_counts, labels = recordings.batch(recordings.test_rows, pack=False)
     with torch.no_grad():
-        correct = classifier(packed).argmax(dim=1) == labels
+        correct = classifier(frames, frame_counts).argmax(dim=1) == labels
     return Result(
         processes,
         torch.get_num_threads(),
         len(sampler),
-        total(loss_sum) / len(lengths),
         correct.double().mean().item(),
-        # The first epoch is warm-up, where there are others.
-        statistics.median(speeds[1:] or speeds),
+        losses,
+        speeds[1:] or speeds,
     )
 
 
@@ -114,16 +128,42 @@ def num_cores() -> int:
 
 
 def report(results: list[Result]) -> None:
-    """Print a row for each run."""
+    """Print a row for each run, what its rate is, and the answer."""
     print(
         f"{'processes':>9}{'threads each':>14}{'steps an epoch':>16}{'training loss':>15}"
         f"{'test accuracy':>15}{'tokens a second':>17}"
     )
     for r in results:
         print(
-            f"{r.processes:9}{r.threads:14}{r.steps:16}{r.loss:15.5f}"
-            f"{r.accuracy:15.2%}{r.tokens_per_second:17.0f}"
+            f"{r.processes:9}{r.threads:14}{r.steps:16}{r.losses[-1]:15.5f}"
+            f"{r.accuracy:15.2%}{statistics.median(r.speeds):17,.0f}"
         )
+    print(
+        "\nTokens a second: all processes' frames of an epoch over its wall time, which includes\n"
+        "making batches and waiting for the slowest process; median of the epochs but the first."
+    )
+    if len(results) > 1:
+        alone, together = results
+        ratio = times_as_fast({r.name: r.speeds for r in results}, rates=True)[1]
+        print(
+            f"Each process has {alone.threads} of {num_cores()} cores, also when one trains alone: "
+            f"at best {together.name} are\n{together.processes} times as fast. What is missing "
+            "went to summing gradients after every step, and to waiting.\n\n"
+            f"{together.name} train {ratio:.1f} times as fast as one on this machine."
+        )
+
+
+def plot(results: list[Result], output: Path) -> None:
+    """Draw the losses and the rates of all runs."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    loss, rate = figure.subplots(1, 2)
+    for result, line in zip(results, ("-", "--"), strict=False):
+        loss.plot(range(1, len(result.losses) + 1), result.losses, line, label=result.name)
+    loss.set(title="Training loss", xlabel="epoch", ylabel="cross-entropy", yscale="log")
+    loss.legend()
+    draw_bars(rate, {result.name: result.speeds for result in results}, "tokens/s", rates=True)
+    rate.set(title="Tokens a second (bar: median)")
+    figure.savefig(output, dpi=120)
 
 
 def main() -> None:
@@ -144,11 +184,14 @@ def main() -> None:
     )
     share = max(1, num_cores() // on_this_machine)
     parser.add_argument("--threads", type=int, default=share, help="of each process")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".png"))
     parser.add_argument("--check", action="store_true", help="fail on low accuracy")
     args = parser.parse_args()
     if args.epochs < 1:
         parser.error(f"--epochs must be at least 1, got {args.epochs}")
 
+    if rank == 0:
+        print("Trains a classifier in one process, then in torchrun's: a quarter of a minute.")
     recordings = Recordings()
     results = []
     if processes > 1:
@@ -167,6 +210,8 @@ def main() -> None:
             gc.collect()
     if rank == 0:
         report(results)
+        plot(results, args.output)
+        print(f"plot: {args.output}")
     if args.check and (low := [r for r in results if not r.accuracy >= MIN_ACCURACY]):
         sys.exit(
             f"test accuracy: expected at least {MIN_ACCURACY:.0%}, got "

@@ -7,13 +7,16 @@ of these.
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -61,6 +64,13 @@ def run_example(
     assert output.read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in program.parent.iterdir()) == before
     return result
+
+
+def load_example(program: Path) -> ModuleType:
+    """An example, or a part of one, as a module, which may import what lies beside it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(program.parent)
+        return importlib.import_module(program.stem)
 
 
 def pair(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from helpers import run_example
+from helpers import load_example, run_example
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "name_language"
 MISSING = [
@@ -32,13 +31,7 @@ CONTROL = "control: padding read as text"
 
 @pytest.fixture(scope="module")
 def names() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("example_names", EXAMPLE / "names.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_example(EXAMPLE / "names.py")
 
 
 def test_one_epoch_of_name_language(tmp_path: Path) -> None:
@@ -59,6 +52,12 @@ def test_one_epoch_of_name_language(tmp_path: Path) -> None:
         for difference, bound in zip(differences[what], bounds, strict=True):
             assert difference <= bound, what
     assert min(differences[CONTROL]) > 1e-2
+
+    [(theirs, ours)] = re.findall(r"^test accuracy +(\S+)% +(\S+)%", result.stdout, re.MULTILINE)
+    assert abs(float(theirs) - float(ours)) < 3
+    [(slow, fast)] = re.findall(r"an epoch, median +(\S+) +(\S+)", result.stdout)
+    [ratio] = re.findall(r"trains (\S+) times as fast with VarLenLSTM", result.stdout)
+    assert float(ratio) == pytest.approx(float(slow) / float(fast), abs=0.05 + 0.02 * float(ratio))
 
 
 def test_training_and_test_names_have_nothing_in_common(names: ModuleType) -> None:

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from helpers import max_error, run_example
+from helpers import load_example, max_error, run_example
 from torch import Tensor, nn
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "recurrent_ppo.py"
@@ -25,12 +25,7 @@ SEED, NUM_STEPS, TIME_LIMIT = 3, 30, 15
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example(SCRIPT)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,11 +26,11 @@ pytestmark = [
 ]
 
 
-def rows_of(command: list[str], folder: Path) -> list[dict[str, float]]:
-    """Runs it; of each line of the table its numbers. Nothing that it started outlives this."""
+def run(command: list[str], folder: Path) -> tuple[list[dict[str, float]], str]:
+    """Runs it; of each line of the table its numbers, and the text. Nothing outlives this."""
     variables = child_environment(PYTHONUTF8="1")
     child = subprocess.Popen(
-        [sys.executable, *command, str(SCRIPT), *ARGUMENTS],
+        [sys.executable, *command, str(SCRIPT), *ARGUMENTS, "--output", str(folder / "plot.png")],
         env=variables,
         cwd=folder,
         stdout=subprocess.PIPE,
@@ -50,17 +51,20 @@ def rows_of(command: list[str], folder: Path) -> list[dict[str, float]]:
             child.wait()
     assert child.returncode == 0, err
     names = ("processes", "threads", "steps", "loss", "accuracy", "tokens a second")
-    lines = [line.replace("%", "").split() for line in out.splitlines()]
-    return [
+    lines = [line.replace("%", "").replace(",", "").split() for line in out.splitlines()]
+    assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
+    (folder / "plot.png").unlink()
+    rows = [
         dict(zip(names, map(float, line), strict=True))
         for line in lines
         if len(line) == len(names) and line[0].isdigit()
     ]
+    return rows, out
 
 
 def test_one_and_two_processes_train_alike(tmp_path: Path) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    alone, together = rows_of(torchrun, tmp_path)
+    (alone, together), out = run(torchrun, tmp_path)
     assert (alone["processes"], together["processes"]) == (1, 2)
     assert alone["threads"] == together["threads"] == 1
     # As many tokens a step, so as many steps.
@@ -71,6 +75,11 @@ def test_one_and_two_processes_train_alike(tmp_path: Path) -> None:
         assert row["tokens a second"] > 0
     assert abs(alone["accuracy"] - together["accuracy"]) < 5
 
-    [without_torchrun] = rows_of([], tmp_path)
+    ratio = together["tokens a second"] / alone["tokens a second"]
+    [said] = re.findall(r"^2 processes train (\S+) times as fast as one", out, re.MULTILINE)
+    assert float(said) == pytest.approx(ratio, abs=0.051)
+
+    [without_torchrun], out = run([], tmp_path)
+    assert "times as fast" not in out
     for name in ("processes", "steps", "loss", "accuracy"):
         assert without_torchrun[name] == alone[name]

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CELLS, HAS_EXTENSION, OURS, TORCH, assert_bitwise, states_of
+from helpers import CELLS, HAS_EXTENSION, OURS, TORCH, assert_bitwise, load_example, states_of
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import grad, jacrev, jvp, vmap
@@ -464,16 +464,6 @@ def test_under_torch_compile_and_export(cell: str) -> None:
         assert_bitwise(exported(x, lengths=given)[0], expected)
 
 
-def load_example(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 needs_matplotlib = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("matplotlib", "tqdm", "babel")),
     reason="the examples need matplotlib, tqdm and babel",
@@ -485,7 +475,7 @@ MOST_ACCURACY_LOST = 0.005
 @needs_matplotlib
 @pytest.mark.parametrize("cell", CELLS)
 def test_accuracy_on_japanese_vowels(cell: str) -> None:
-    example = load_example("japanese_vowels", EXAMPLES / "japanese_vowels.py")
+    example = load_example(EXAMPLES / "japanese_vowels.py")
     recordings = example.Recordings()
     run = example.Run(convert(example.SpeakerClassifier(cell, 32)), learning_rate=3e-3)
     generator = torch.Generator().manual_seed(0)

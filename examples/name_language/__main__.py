@@ -4,7 +4,8 @@ The names are what 24 languages in Latin script call territories, languages, scr
 ("Frankreich", "Ranska", "Prancūzija"); see names.py. The model (model.py) reads characters:
 embedding, convolution, bidirectional LSTM, and a linear layer that gives an opinion on the language
 at every character; attention with a learned query weighs these opinions into one. The loss is the
-name's plus the mean of all characters', so every part must know what is padding.
+name's plus the mean of all characters', so every part must know what is padding. It is trained
+twice on the same batches, with nn.LSTM on packed sequences first.
 
 Then the test names are batched in other ways, padded in other ways, and their padding is filled
 with garbage (padding.py). A table says how far that moves the logits.
@@ -19,13 +20,18 @@ import sys
 from pathlib import Path
 
 import torch
-from model import NameClassifier
+from model import NameClassifier, PackedLSTM
 from names import load
 from padding import CONTROL, SAME_SHAPE, Table, changes
-from plots import plot
-from report import read, report
 from training import Curves, train
 
+from varlen_rnn import VarLenLSTM
+
+sys.path.append(str(Path(__file__).parents[1]))  # for bars.py
+from plots import plot
+from report import read, report
+
+LSTMS: dict[str, type[torch.nn.LSTM]] = {"nn.LSTM": PackedLSTM, "VarLenLSTM": VarLenLSTM}
 MIN_ACCURACY = 0.78
 MAX_DIFFERENCE = {torch.float32: 1e-4, torch.float64: 1e-12}
 
@@ -67,18 +73,22 @@ def main() -> None:
         if getattr(args, option) < 1:
             parser.error(f"--{option} must be at least 1, got {getattr(args, option)}")
 
+    print("Trains a model of names with nn.LSTM and with VarLenLSTM: three minutes on two cores.")
     names, test, num_ids = load(args.every)
-    torch.manual_seed(args.seed)
-    model = NameClassifier(num_ids, args.hidden)
-    curves = train(model, names, test, args)
+    trained = {}
+    for name, lstm in LSTMS.items():
+        torch.manual_seed(args.seed)
+        model = NameClassifier(num_ids, args.hidden, lstm)
+        trained[name] = train(model, names, test, args)
+    curves = trained["VarLenLSTM"]
     table = {
         torch.float32: changes(model, test),
         torch.float64: changes(copy.deepcopy(model).double(), test),
     }
     readings = read(model, test, curves.test_logits.argmax(dim=1))
-    report(names, test, curves, readings, table)
-    plot(curves, test, readings, table, args.output)
-    print(f"\nplot: {args.output}")
+    report(names, test, trained, readings, table)
+    plot(trained, test, readings, table, args.output)
+    print(f"plot: {args.output}")
     if args.check and (found := failures(curves, table)):
         sys.exit("\n".join(found))
 

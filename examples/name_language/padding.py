@@ -100,7 +100,8 @@ def changes(model: NameClassifier, test: Names) -> dict[str, Change]:
     """Arrange the test names in every way and compare with the way of training."""
     expected = evaluate(model, test.ids, as_trained)
     arrangements = {**SAME_SHAPE, **OTHER_SHAPE, CONTROL: padding_as_text}
-    progress = tqdm(arrangements.items(), desc=f"other paddings, {expected.dtype}")
+    what = f"other paddings, {expected.dtype}"
+    progress = tqdm(arrangements.items(), desc=what, disable=None, dynamic_ncols=True)
     found = {what: evaluate(model, test.ids, arrangement) for what, arrangement in progress}
     order = torch.randperm(len(test.ids))
     shuffled = evaluate(model, [test.ids[row] for row in order], as_trained)

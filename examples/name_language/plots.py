@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from bars import draw_bars
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
@@ -14,14 +15,23 @@ from torch.nn.utils.rnn import pad_sequence
 from training import Curves
 
 
-def plot(curves: Curves, test: Names, readings: list[Reading], table: Table, output: Path) -> None:
-    """Draw the curves, what moves the logits, the confusion matrix and the attention."""
+def plot(
+    trained: dict[str, Curves],
+    test: Names,
+    readings: list[Reading],
+    table: Table,
+    output: Path,
+) -> None:
+    """Draw curves, times, what moves the logits, the confusion matrix and the attention."""
+    curves = list(trained.values())[-1]
     figure = Figure(figsize=(16, 11), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.6))
-    loss, share, changes = top.subplots(1, 3)
+    loss, share, times, changes = top.subplots(1, 4, width_ratios=(3, 3, 2.5, 3))
     confusion, attention = bottom.subplots(1, 2)
     plot_loss(loss, curves)
-    plot_accuracy(share, curves)
+    plot_accuracy(share, trained)
+    draw_bars(times, {name: run.seconds for name, run in trained.items()}, "s", digits=1)
+    times.set(title="Time of an epoch (bar: median)", ylabel="seconds")
     plot_changes(changes, table)
     plot_confusion(confusion, curves.test_logits.argmax(dim=1), test.labels)
     plot_attention(attention, readings)
@@ -38,11 +48,13 @@ def plot_loss(axes: Axes, curves: Curves) -> None:
     axes.legend()
 
 
-def plot_accuracy(axes: Axes, curves: Curves) -> None:
-    percent = [100 * value for value in curves.accuracy]
-    axes.plot(range(1, len(percent) + 1), percent, ".-")
+def plot_accuracy(axes: Axes, trained: dict[str, Curves]) -> None:
+    for (name, curves), style in zip(trained.items(), (".-", ".--"), strict=True):
+        percent = [100 * value for value in curves.accuracy]
+        axes.plot(range(1, len(percent) + 1), percent, style, label=name)
     axes.set(title="Test accuracy", xlabel="epoch", ylabel="%", ylim=(0, 100))
     axes.grid(alpha=0.3)
+    axes.legend()
 
 
 def plot_changes(axes: Axes, table: Table) -> None:

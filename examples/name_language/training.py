@@ -39,7 +39,10 @@ def train(model: NameClassifier, names: Names, test: Names, args: argparse.Names
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=num_batches)
     curves = Curves()
-    with tqdm(total=num_batches, unit="batch", desc="training") as progress:
+    what = type(model.rnn).__name__
+    with tqdm(
+        total=num_batches, unit="batch", desc=what, disable=None, dynamic_ncols=True
+    ) as progress:
         for batches in epochs:
             model.train()
             losses = []
