@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -176,12 +177,13 @@ def run(
     origin = {**describe(device), "tests": tests}
     records: list[Record] = []
     said: dict[str, list[str]] = {}
+    left_out: Counter[str] = Counter()
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("w", encoding="utf-8") as lines:
         # One line that is drawn anew, and none where that is not possible.
         for workload in tqdm(workloads, unit="workload", disable=None):
             if deadline is not None and time.monotonic() > deadline:
-                said.setdefault("left out, for the time is up", []).append(workload.name)
+                left_out[workload.group] += 1
                 continue
             try:
                 record = run_workload(workload, budget, device)
@@ -200,6 +202,9 @@ def run(
             records.append({**record, **origin})
             lines.write(json.dumps(records[-1]) + "\n")
             lines.flush()
+    if left_out:
+        groups = ", ".join(f"{count} of {group}" for group, count in left_out.items())
+        print(f"left out, for the time is up: {groups}")
     for why, of in said.items():
         print(f"{why}: {', '.join(dict.fromkeys(of))}")
     return records, NOT_REPORTED not in said

@@ -30,7 +30,7 @@ SHORT_RESET_PROBABILITIES = (0.0, 0.02)
 
 
 def suite(*, full: bool, threads: int, dtype: str = "float32") -> list[Workload]:
-    """The workloads in the order in which they run, what takes longest last.
+    """The workloads in the order in which they run, what a run is about first: it may be cut off.
 
     Args:
         full: everything; the short version leaves out what takes long.
@@ -47,8 +47,31 @@ def _on_all_threads(full: bool) -> Iterator[Workload]:
     peers = (*PEERS, "nn loop")
 
     for cell in CELLS:
+        for mode in reversed(MODES):
+            for rows, steps, size in SHAPES:
+                shape = (rows, steps, size)
+                long = shape in LARGEST if cell == "lstm" else shape not in SHORT_GRU_SHAPES
+                if full or not long or (cell, mode) == ("lstm", "inference"):
+                    case = Workload("shapes", cell, mode, rows, steps, size, size)
+                    yield replace(case, peers=peers if full else PEERS)
+
+    # Training on ever longer rows; nn packed, whose time grows as T², stops early if short.
+    for cell in cells:
+        for steps in GROWTH_STEPS:
+            left_out = () if full or steps <= 1000 else ("nn packed",)
+            case = Workload("growth", cell, "training", 16, steps, 64, 64, "linspace")
+            yield replace(case, peers=tuple(peer for peer in PEERS if peer not in left_out))
+
+    for cell in CELLS:
         case = Workload("step", cell, "inference", 1, 1, 64, 64, "full", streaming=True)
         yield replace(case, peers=STEP_PEERS)
+
+    rows, _, size = LENGTHS_SHAPE
+    for cell in cells:
+        for mode in modes:
+            for distribution, steps in DISTRIBUTIONS.items():
+                case = Workload("lengths", cell, mode, rows, steps, size, size, distribution)
+                yield replace(case, peers=peers)
 
     # Layouts are the same in both modes, so they are timed in one.
     rows, steps, size = FORMS_SHAPE
@@ -66,29 +89,6 @@ def _on_all_threads(full: bool) -> Iterator[Workload]:
                 case = Workload("resets", cell, "training", rows, steps, size, size, "full")
                 of_chance = RESET_PEERS if chance else (*RESET_PEERS, "nn padded")
                 yield replace(case, reset_probability=chance, peers=of_chance)
-
-    # Training on ever longer rows; nn packed, whose time grows as T², stops early if short.
-    for cell in cells:
-        for steps in GROWTH_STEPS:
-            left_out = () if full or steps <= 1000 else ("nn packed",)
-            case = Workload("growth", cell, "training", 16, steps, 64, 64, "linspace")
-            yield replace(case, peers=tuple(peer for peer in PEERS if peer not in left_out))
-
-    for cell in CELLS:
-        for mode in MODES:
-            for rows, steps, size in SHAPES:
-                shape = (rows, steps, size)
-                long = shape in LARGEST if cell == "lstm" else shape not in SHORT_GRU_SHAPES
-                if full or not long or (cell, mode) == ("lstm", "inference"):
-                    case = Workload("shapes", cell, mode, rows, steps, size, size)
-                    yield replace(case, peers=peers if full else PEERS)
-
-    rows, _, size = LENGTHS_SHAPE
-    for cell in cells:
-        for mode in modes:
-            for distribution, steps in DISTRIBUTIONS.items():
-                case = Workload("lengths", cell, mode, rows, steps, size, size, distribution)
-                yield replace(case, peers=peers)
 
 
 def _threads(full: bool, threads: int) -> Iterator[Workload]:

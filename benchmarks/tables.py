@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from benchmarks import grid
 from benchmarks.records import (
     NN,
     OURS,
+    Figures,
     Record,
     chosen,
     mean_ratio,
@@ -29,17 +30,26 @@ WITHOUT_RESETS = "varlen_rnn without resets"
 
 # A title, and the text below it.
 Section = tuple[str, str]
+Label = Callable[[Record], str]
 
 
-def _peers(records: Sequence[Record]) -> list[str]:
-    """Every peer with a number, in the order of the records."""
-    return list(dict.fromkeys(name for record in records for name in timed(record)))
-
-
-def _cells(record: Record, peers: Sequence[str], key: str, scale: float = 1.0) -> list[str]:
-    """One number a peer."""
-    figures = timed(record)
-    return [number(figures[name][key] * scale) if name in figures else "" for name in peers]
+def _table(
+    records: Sequence[Record],
+    label: tuple[str, Label],
+    value: Callable[[Record, Figures], float],
+    before: Mapping[str, Label] | None = None,
+    after: Mapping[str, Label] | None = None,
+) -> str:
+    """A row a record: what it is, one number a peer that was timed in any, and how sure it is."""
+    peers = list(dict.fromkeys(name for record in records for name in timed(record)))
+    left, right = dict([label]) | dict(before or {}), {**(after or {}), "spread": spread_of}
+    rows = [
+        [make(r) for make in left.values()]
+        + [number(value(r, timed(r)[p])) if p in timed(r) else "" for p in peers]
+        + [make(r) for make in right.values()]
+        for r in records
+    ]
+    return table([*left, *peers, *right], rows)
 
 
 def _shape(record: Record) -> str:
@@ -51,7 +61,8 @@ def _kind(record: Record) -> str:
     return f"{record['cell'].upper()}, {record['mode']}"
 
 
-LABELS: dict[str, tuple[str, Callable[[Record], str]]] = {
+VALID: dict[str, Label] = {"valid": lambda r: f"{r['valid_share']:.0%}"}
+LABELS: dict[str, tuple[str, Label]] = {
     "shapes": ("B, T, I = H", _shape),
     "lengths": ("lengths", lambda r: f"{r['distribution']} ({_shape(r)})"),
     "threads": ("B, T, I = H; threads", lambda r: f"{_shape(r)}; {r['threads']}"),
@@ -59,20 +70,10 @@ LABELS: dict[str, tuple[str, Callable[[Record], str]]] = {
 
 
 def _rates(records: Sequence[Record], group: str) -> Section:
-    heading, name = LABELS[group]
-    peers = _peers(records)
-    rows = [
-        [
-            name(record),
-            f"{record['valid_share']:.0%}",
-            *_cells(record, peers, "gflops"),
-            f"{timed(record)[OURS]['mm_share']:.0%}",
-            "" if (best := ratio(record)) is None else f"{best:.2f} ×",
-            spread_of(record),
-        ]
-        for record in records
-    ]
-    header = [heading, "valid", *peers, "of torch.mm", "to the best peer", "spread"]
+    after: dict[str, Label] = {
+        "of torch.mm": lambda r: f"{timed(r)[OURS]['mm_share']:.0%}",
+        "to the best peer": lambda r: "" if (best := ratio(r)) is None else f"{best:.2f} ×",
+    }
     wanted: dict[str, Callable[[str], bool]] = {
         "the best peer": lambda name: True,
         "the better of nn padded and packed": NN.__contains__,
@@ -83,80 +84,69 @@ def _rates(records: Sequence[Record], group: str) -> Section:
         for whom, keep in wanted.items()
         if (mean := mean_ratio(records, keep))
     ]
-    text = f"{table(header, rows)}\n\nGeometric means of varlen_rnn's speed: {', '.join(means)}."
-    to_packed = [s[OURS] / s[PACKED] for s in map(seconds, records) if PACKED in s]
-    if to_packed:
-        text += (
-            f"\nPadded with lengths takes {min(to_packed):.3f} to {max(to_packed):.3f} times as "
-            "long as a PackedSequence."
-        )
+    text = _table(records, LABELS[group], lambda r, f: f["gflops"], before=VALID, after=after)
+    text += f"\n\nGeometric means of varlen_rnn's speed: {', '.join(means)}."
+    if to_packed := [s[OURS] / s[PACKED] for s in map(seconds, records) if PACKED in s]:
+        text += f"\nPadded with lengths takes {min(to_packed):.3f} to {max(to_packed):.3f} times "
+        text += "as long as a PackedSequence."
     return f"{_kind(records[0])}, by {group}: GF on valid tokens", text
 
 
 def _growth(records: Sequence[Record], group: str) -> Section:
-    peers = _peers(records)
-    rows = [[str(r["T"]), *_cells(r, peers, "us_per_token"), spread_of(r)] for r in records]
     first, last = timed(records[0]), timed(records[-1])
     growth = [
         f"{name} {last[name]['us_per_token'] / first[name]['us_per_token']:.2f}"
-        for name in peers
-        if name in first and name in last
+        for name in first
+        if name in last
     ]
-    text = f"{table(['T', *peers, 'spread'], rows)}\n\n"
-    text += f"Ratio from T = {records[0]['T']} to {records[-1]['T']}: {', '.join(growth)}."
+    text = _table(records, ("T", lambda r: str(r["T"])), lambda r, f: f["us_per_token"])
+    text += f"\n\nRatio from T = {records[0]['T']} to {records[-1]['T']}: {', '.join(growth)}."
     sizes = f"B = {records[0]['B']}, H = {records[0]['H']}"
     return f"{_kind(records[0])}, {sizes}: µs a valid token by length", text
 
 
 def _resets(records: Sequence[Record], group: str) -> Section:
-    peers = _peers(records)
-    rows, to_loop, to_without = [], {}, []
-    for record in records:
-        speed_up, found = ratio(record, STEP_LOOP.__eq__), seconds(record)
-        to_loop.setdefault(record["B"], []).append(speed_up)
-        to_without.append(found[OURS] / found[WITHOUT_RESETS])
-        rows.append(
-            [
-                f"{record['B']}; {record['reset_probability']:g}",
-                *_cells(record, peers, "median_s", 1e3),
-                f"{speed_up:.2f} ×",
-                f"{to_without[-1]:.3f}",
-                spread_of(record),
-            ]
-        )
-    header = ["B; probability", *peers, "to the loop", "with / without resets", "spread"]
-    least = " and ".join(f"{min(values):.2f} × at B = {b}" for b, values in to_loop.items())
-    text = f"{table(header, rows)}\n\nvarlen_rnn's speed to that of the loop: at least {least}. "
-    text += f"With resets it takes at most {max(to_without):.3f} times as long as without."
+    def to_loop(record: Record) -> float:
+        return ratio(record, STEP_LOOP.__eq__) or 0.0
+
+    def to_without(record: Record) -> float:
+        return seconds(record)[OURS] / seconds(record)[WITHOUT_RESETS]
+
+    label = "B; probability", lambda r: f"{r['B']}; {r['reset_probability']:g}"
+    after: dict[str, Label] = {
+        "to the loop": lambda r: f"{to_loop(r):.2f} ×",
+        "with / without resets": lambda r: f"{to_without(r):.3f}",
+    }
+    least = " and ".join(
+        f"{min(map(to_loop, chosen(records, B=rows))):.2f} × at B = {rows}"
+        for rows in dict.fromkeys(r["B"] for r in records)
+    )
+    text = _table(records, label, lambda r, f: f["median_s"] * 1e3, after=after)
+    text += f"\n\nvarlen_rnn's speed to that of the loop: at least {least}. "
+    text += f"With resets it takes at most {max(map(to_without, records)):.3f} times as long as "
     sizes = f"T = {records[0]['T']}, H = {records[0]['H']}"
-    return f"{_kind(records[0])}, {sizes}, by probability of a reset: ms", text
+    return f"{_kind(records[0])}, {sizes}, by probability of a reset: ms", f"{text}without."
 
 
 def _grid(records: Sequence[Record], group: str) -> Section:
-    """A row a size, in microseconds a step of the longest row."""
-    peers = _peers(records)
-    rows = [
-        [
-            f"{r['H']}, {r['B']}, {r['T']}",
-            f"{r['valid_share']:.0%}",
-            *_cells(r, peers, "median_s", 1e6 / r["T"]),
-            f"{grid.speed(r):.2f} × {grid.peer(r)}",
-            f"{grid.goal(r):g} ×",
-            "yes" if grid.speed(r) >= grid.goal(r) else "no",
-            spread_of(r),
-        ]
-        for r in sorted(records, key=lambda r: (r["H"], r["B"], r["T"]))
-    ]
-    header = ["H, B, T", "valid", *peers, "speed", "goal", "reached", "spread"]
-    text = f"{table(header, rows)}\n\n{grid.verdict(records)}."
+    after: dict[str, Label] = {
+        "speed": lambda r: f"{grid.speed(r):.2f} × {grid.peer(r)}",
+        "goal": lambda r: f"{grid.goal(r):g} ×",
+        "reached": lambda r: "yes" if grid.speed(r) >= grid.goal(r) else "no",
+    }
+    label = "H, B, T", lambda r: f"{r['H']}, {r['B']}, {r['T']}"
+    rows = sorted(records, key=lambda r: (r["H"], r["B"], r["T"]))
+    text = _table(rows, label, lambda r, f: f["median_s"] / r["T"] * 1e6, before=VALID, after=after)
+    text += f"\n\n{grid.verdict(records)}."
     return f"{_kind(records[0])}: µs a step of the longest row", text
 
 
 def _step(records: Sequence[Record]) -> Iterator[Section]:
-    peers = _peers(records)
-    rows = [[_kind(r), *_cells(r, peers, "median_s", 1e6), spread_of(r)] for r in records]
     sizes = f"B = {records[0]['B']}, T = {records[0]['T']}, H = {records[0]['H']}"
-    yield f"One streaming step, {sizes}: µs", table(["", *peers, "spread"], rows)
+    yield (
+        f"One streaming step, {sizes}: µs",
+        _table(records, ("", _kind), lambda r, f: f["median_s"] * 1e6),
+    )
 
 
 def _forms(records: Sequence[Record]) -> Iterator[Section]:

@@ -148,7 +148,7 @@ def test_suites_hold_what_they_promise(full: bool) -> None:
     assert [("nn packed" in c.peers) for c in growth] == [True, True, full]
     assert {c.threads for c in cases if c.group == "threads"} == {1, 2}
     assert {c.threads for c in cases if c.group != "threads"} == {4}
-    groups = "step forms resets growth shapes lengths threads"
+    groups = "shapes growth step lengths forms resets threads"
     assert list(dict.fromkeys(c.group for c in cases)) == words(groups)
 
 
@@ -374,4 +374,4 @@ def test_no_workload_begins_after_the_limit(
     output = tmp_path / "tiny.jsonl"
     run.main(["--skip-tests", "--limit", "1e-9", "--output", str(output)], [tiny()])
     assert output.read_text() == ""
-    assert f"left out, for the time is up: {tiny().name}" in capsys.readouterr().out
+    assert "left out, for the time is up: 1 of shapes\n" in capsys.readouterr().out
