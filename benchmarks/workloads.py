@@ -214,7 +214,7 @@ class Batch:
 
 
 def _longest_is(steps: int, lengths: Tensor) -> Tensor:
-    lengths = lengths.clamp(1, steps)
+    lengths = lengths.round().long().clamp(1, steps)
     lengths[lengths.argmax()] = steps
     return lengths
 
@@ -226,15 +226,7 @@ def _uniform(rows: int, steps: int, generator: torch.Generator) -> Tensor:
 def _lognormal(rows: int, steps: int, generator: torch.Generator) -> Tensor:
     """Many short rows and a long tail, as in text: the median is a quarter of T."""
     draws = math.log(max(steps / 4, 1)) + 0.75 * torch.randn(rows, generator=generator)
-    return _longest_is(steps, draws.exp().round().long())
-
-
-def _linspace(rows: int, steps: int, generator: torch.Generator) -> Tensor:
-    return _longest_is(steps, torch.linspace(1, steps, rows).round().long())
-
-
-def _full(rows: int, steps: int, generator: torch.Generator) -> Tensor:
-    return torch.full((rows,), steps)
+    return _longest_is(steps, draws.exp())
 
 
 @functools.cache
@@ -249,10 +241,12 @@ def _japanese_vowels(rows: int, steps: int, generator: torch.Generator) -> Tenso
     return recorded[torch.randperm(len(recorded), generator=generator)[:rows]].clamp(max=steps)
 
 
-DISTRIBUTIONS = {
+DISTRIBUTIONS: dict[str, Callable[[int, int, torch.Generator], Tensor]] = {
     "uniform": _uniform,
     "lognormal": _lognormal,
-    "linspace": _linspace,
-    "full": _full,
+    "linspace": lambda rows, steps, _: _longest_is(
+        steps, torch.linspace(1, steps, rows).round().long()
+    ),
+    "full": lambda rows, steps, _: torch.full((rows,), steps),
     "japanese_vowels": _japanese_vowels,
 }

@@ -265,20 +265,29 @@ def test_the_command_writes_lines_and_tables(
 
 
 def test_each_case_has_a_process(capsys: pytest.CaptureFixture[str]) -> None:
-    code = (
-        'import sys, pathlib; pathlib.Path(sys.argv[2]).write_text(\'{"model": "%s"}\' % sys.argv)'
-    )
+    write = "import sys, pathlib; pathlib.Path(sys.argv[4]).write_text"
+    code = f'{write}(\'{{"model": "%s"}}\' % sys.argv)'
     record = command.run("a", quick=True, one=(sys.executable, "-c", code))
-    assert "'a', " in record["model"]
-    assert "'--quick'" in record["model"]
-    code = (
-        "import sys, pathlib; pathlib.Path(sys.argv[2]).write_text('{}');"
-        "sys.exit('something\\nValueError: wrong')"
-    )
+    assert record["model"].startswith("['-c', '--only', 'a', '--record', ")
+    assert record["model"].endswith("'--quick']")
+    code = f"{write}('{{}}'); sys.exit('something\\nValueError: wrong')"
     assert command.run("a", quick=False, one=(sys.executable, "-c", code)) == {
         "failed": "ValueError: wrong"
     }
     assert "something" in capsys.readouterr().out
+
+
+def test_a_case_that_is_not_there_is_skipped_in_its_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def missing() -> Example:
+        raise ModuleNotFoundError("no such package")
+
+    monkeypatch.setattr(command, "CASES", {"a": Case("torch", missing)})
+    record = tmp_path / "record.json"
+    assert command.main(["--only", "a", "--record", str(record), "--quick"]) == 0
+    said = {"skipped": "ModuleNotFoundError: no such package"}
+    assert json.loads(record.read_text()) == said
 
 
 def test_every_case_has_a_pinned_package() -> None:
