@@ -86,7 +86,7 @@ tools: $(TOOLS)  ## install what all these targets use into .venv
 # tests of programs, builds and memory, each of which takes long: some 900 of 16,000 cases, 130 seconds of CPU time.
 check: ready  ## run a part of the tests that touches every area, in less than two minutes (ARGS="-k lstm")
 	$(call step,$(TOOLS),Installing all other tools)
-	$(PYTEST) --quiet $(WITHOUT_PROGRAMS) --ignore=tests/test_memory.py --every 29 $(ARGS)
+	$(PYTEST) --quiet $(WITHOUT_PROGRAMS) --ignore-glob='*/test_memory.py' --every 29 $(ARGS)
 
 test: $(TOOLS) $(INSTALLED)  ## run all tests: pytest (ARGS="..."), the same on the fallback, then the other test targets
 	$(PYTEST) $(ARGS)
