@@ -49,7 +49,7 @@ SUBMAKE := $(MAKE) --no-print-directory
 define step
 @$(SUBMAKE) --question $(1) || { printf '%-50s' '$(2)'; start=$$(date +%s); \
   if $(SUBMAKE) $(1) >>$(LOG) 2>&1; then echo "$$(($$(date +%s) - start)) s"; \
-  else status=$$?; echo failed; tail -n 20 $(LOG); echo 'All of it: $(LOG)'; exit $$status; fi; }
+  else status=$$?; echo failed; tail -n 40 $(LOG); echo 'All of it: $(LOG)'; exit $$status; fi; }
 endef
 
 # Of the comments, ### is for users and ## for developers.
@@ -75,7 +75,7 @@ demo-distributed: ready  ### train in two processes, on batches balanced by thei
 ready:
 	@mkdir -p $(dir $(LOG))
 	@$(SUBMAKE) --question $(EXAMPLE_TOOLS) $(RUNNABLE) || { : >$(LOG); \
-	  echo 'Sets up $(VENV) first, once: 2 minutes on two cores, and the download of torch. Log: $(LOG)'; }
+	  echo 'Brings $(VENV) up to date first: at most 3 minutes on two cores, and the download of torch. Log: $(LOG)'; }
 	$(call step,$(TORCH_STAMP),Installing torch)
 	$(call step,$(EXAMPLE_TOOLS),Installing what builds and what the examples use)
 	$(call step,$(RUNNABLE),Compiling for this machine)

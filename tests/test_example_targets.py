@@ -71,7 +71,7 @@ def test_a_demo_installs_what_it_needs_in_three_lines_and_once(clone: Clone) -> 
     assert status == 0
     assert_called(calls, TORCH, BUILD, EXAMPLES, HERE, DEMO)
     first, *steps, last = lines
-    assert "Sets up .venv first" in first
+    assert "Brings .venv up to date first" in first
     assert [step.split()[0] for step in steps] == ["Installing", "Installing", "Compiling"]
     assert all(step.endswith(" s") for step in steps)
     assert last == "pages of output"  # the demo's own
