@@ -38,7 +38,8 @@ py::dict build_info() {
 
 }  // namespace
 
-PYBIND11_MODULE(_C, m) {
+// Whatever calls and settings share is atomic.
+PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("build_info", &build_info);
   m.def("available_cpu_isas", &available_cpu_isas);
   m.def("cpu_isa", [] { return varlen_rnn::kernels().name; });

@@ -5,13 +5,11 @@
 #include <string>
 
 #include "cuda/kernels.h"
-#include "cuda/settings.h"
+#include "cuda/python_settings.h"
 
 namespace py = pybind11;
 
 namespace {
-
-using varlen_rnn::cuda::Settings;
 
 std::string version_string(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
@@ -40,12 +38,9 @@ std::string compiled_for() {
 
 }  // namespace
 
-PYBIND11_MODULE(_C_cuda, m) {
-  // module_local: the tests' _emulated has a type of this name.
-  py::class_<Settings>(m, "Settings", py::module_local())
-      .def_readwrite("persistent", &Settings::persistent)
-      .def_readwrite("cluster_size", &Settings::cluster_size);
-  m.def("settings", &varlen_rnn::cuda::settings, py::return_value_policy::reference);
+// Whatever calls and settings share is atomic or behind a lock.
+PYBIND11_MODULE(_C_cuda, m, py::mod_gil_not_used()) {
+  varlen_rnn::cuda::define_settings(m);
   m.def("compiled_for", &compiled_for);
   m.def("device", &device);
   m.def("why_not_on", &varlen_rnn::cuda::why_not_on, py::arg("device"));

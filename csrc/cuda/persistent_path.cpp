@@ -41,13 +41,12 @@ simt::Launch launch_of(const Team& team, int teams, void* stream) {
           static_cast<size_t>(team.shared_bytes), static_cast<unsigned>(team.cluster_size), stream};
 }
 
-Choice choose(const Problem& problem, Dtype dtype, int32_t device) {
+Choice choose(const Problem& problem, Dtype dtype, int32_t device, int wanted) {
   const simt::Device properties = device_properties(device);
   if (properties.major < 9) return {};
   const Limits limits{properties.max_cluster_size,
                       static_cast<int64_t>(properties.max_shared_bytes)};
   const PersistentKernel* kernels = kernels_of(problem.is_lstm, dtype);
-  const int wanted = settings().cluster_size;
   for (const Team& team : possible_teams(problem, limits)) {
     if (wanted != 0 && team.cluster_size != wanted) continue;
     const Variant* variant = kVariants[problem.is_backward];
@@ -71,18 +70,18 @@ Choice choice_of(const Layer& layer, bool is_backward, int32_t device) {
   if (!settings().persistent || !fits || most >= INT32_MAX || layer.projected()) return {};
   const Problem problem{layer.is_lstm, is_backward, layer.call.hidden_size,
                         dtype == Dtype::kFloat32 ? 4 : 2};
+  const int wanted = settings().cluster_size;
   using Key = std::tuple<int32_t, Dtype, bool, bool, int64_t, int>;
 #ifdef VARLEN_RNN_EMULATE  // whose device changes
-  return choose(problem, dtype, device);
+  return choose(problem, dtype, device, wanted);
 #endif
   static std::mutex mutex;
   static std::map<Key, Choice> choices;
-  const Key key{
-      device, dtype, layer.is_lstm, is_backward, problem.hidden_size, settings().cluster_size};
+  const Key key{device, dtype, layer.is_lstm, is_backward, problem.hidden_size, wanted};
   const std::lock_guard<std::mutex> lock(mutex);
   const auto known = choices.find(key);
   if (known != choices.end()) return known->second;
-  return choices[key] = choose(problem, dtype, device);
+  return choices[key] = choose(problem, dtype, device, wanted);
 }
 
 // The plan's arrays, and teams for each direction: as many as the device holds at a time, and no more

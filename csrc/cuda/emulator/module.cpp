@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "cuda/launch.cuh"
-#include "cuda/settings.h"
+#include "cuda/python_settings.h"
 #include "cuda/team.h"
 
 namespace py = pybind11;
@@ -46,11 +46,8 @@ auto variants(bool is_backward) {
 }  // namespace
 
 PYBIND11_MODULE(_emulated, m) {
+  cuda::define_settings(m);
   // module_local: _C_cuda in the same process has types of these names.
-  py::class_<cuda::Settings>(m, "Settings", py::module_local())
-      .def_readwrite("persistent", &cuda::Settings::persistent)
-      .def_readwrite("cluster_size", &cuda::Settings::cluster_size)
-      .def_readwrite("layouts_on_device", &cuda::Settings::layouts_on_device);
   py::class_<Device>(m, "Device", py::module_local())
       .def_readwrite("major", &Device::major)
       .def_readwrite("minor", &Device::minor)
@@ -80,7 +77,6 @@ PYBIND11_MODULE(_emulated, m) {
       .def_readonly("input_bytes", &cuda::Team::input_bytes)
       .def_readonly("shared_bytes", &cuda::Team::shared_bytes);
 
-  m.def("settings", &cuda::settings, py::return_value_policy::reference);
   m.def("machine", &emulator::settings, py::return_value_policy::reference);
   m.def("counters", &counters);
   m.def("possible_teams", &possible_teams, py::kw_only(), py::arg("is_lstm"),
