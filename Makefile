@@ -7,6 +7,9 @@ TORCH ?= torch==2.13.0
 TORCHES ?= $(TORCH)
 # The Python that .venv is made from.
 PYTHON ?= python3
+# The compilers of test-compilers, the lowest releases of each kind among them, and the Pythons of test-pythons.
+COMPILERS ?= g++-11 clang++-14 clang++-19
+PYTHONS ?= 3.10 3.12 3.13
 # Passed on by test, bench and the demos: make test ARGS="-k lstm -x"
 ARGS ?=
 
@@ -30,13 +33,22 @@ INSTALLED := $(VENV)/.installed$(shell printf '%s' '$(SWITCHES)' | tr -c '0-9\n'
 NATIVE := $(VENV)/.installed-native
 RUNNABLE := $(if $(subst -,,$(SWITCHES)),$(INSTALLED),$(or $(wildcard $(INSTALLED)),$(NATIVE)))
 EMULATOR := build/emulator
+# The kernels' C++ tests: compiled as users' kernels are, for Arm, and with sanitizers.
+CPP_TESTS := build/cpp-tests
+ARM := build/arm
 SANITIZER := build/sanitizer
+CONFIGURE_CPP_TESTS = $(BIN)/cmake -S csrc -G Ninja -DVARLEN_RNN_CPP_TESTS=ON -DVARLEN_RNN_WERROR=ON \
+  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
+# Calls for the thread sanitizer, which takes long: of every cell, dtype, size and number of directions.
+A_FIFTH := $(shell seq 0 5 191)
+# Plain Armv8.0, and all that this qemu knows.
+ARM_CPUS := cortex-a53 max
 # A process for each core, with one thread that sleeps while it waits: tests of threads start their own.
-PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 # What tests programs, builds and compilers, whose fallback is the same code.
 WITHOUT_PROGRAMS := $(patsubst %,--ignore=%,$(wildcard tests/test_example*.py tests/test_benchmarks*.py \
   tests/test_tools*.py tests/test_build*.py tests/test_data.py tests/test_install.py tests/test_distributed.py tests/test_masking_tracing.py tests/test_wheel.py))
-MATH := build/math
 # An environment of its own for test-packages, with the same torch, and the package as it is in place.
 PACKAGES := build/packages
 PACKAGES_PIP := $(PACKAGES)/bin/python -m pip --disable-pip-version-check
@@ -93,19 +105,55 @@ test: $(TOOLS) $(INSTALLED)  ## run all tests: pytest (ARGS="..."), the same on 
 	VARLEN_RNN_DISABLE_EXTENSION=1 $(PYTEST) --quiet $(WITHOUT_PROGRAMS) $(ARGS)
 	$(MAKE) --no-print-directory ARGS= test-sanitizer test-math test-emulator test-mutants test-cuda-build test-wheel
 
-test-sanitizer: $(TOOLS)  ## run the kernels' C++ tests under the address and undefined-behaviour sanitizers
-	$(BIN)/cmake -S csrc -B $(SANITIZER) -G Ninja -DVARLEN_RNN_SANITIZE=ON -DVARLEN_RNN_WERROR=ON \
-	  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
-	$(BIN)/cmake --build $(SANITIZER)
+test-sanitizer: $(TOOLS)  ## run the kernels' C++ tests under the address, undefined-behaviour and thread sanitizers
+	$(CONFIGURE_CPP_TESTS) -B $(SANITIZER) -DVARLEN_RNN_SANITIZE=address,undefined
+	$(BIN)/cmake --build $(SANITIZER) --target plan_test kernels_test quantized_test
 	$(SANITIZER)/plan_test
 	$(SANITIZER)/kernels_test
 	$(SANITIZER)/quantized_test
+	$(CONFIGURE_CPP_TESTS) -B $(SANITIZER)-thread -DVARLEN_RNN_SANITIZE=thread
+	$(BIN)/cmake --build $(SANITIZER)-thread --target kernels_test quantized_test
+	$(SANITIZER)-thread/kernels_test $(A_FIFTH)
+	$(SANITIZER)-thread/quantized_test $(A_FIFTH)
 
 test-math: $(TOOLS)  ## hold exp, sigmoid and tanh to their errors in ULP (ARGS=--all: of every float)
-	$(BIN)/cmake -S csrc -B $(MATH) -G Ninja -DVARLEN_RNN_MATH_TEST=ON -DVARLEN_RNN_WERROR=ON \
-	  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
-	$(BIN)/cmake --build $(MATH)
-	$(MATH)/math_test $(ARGS)
+	$(CONFIGURE_CPP_TESTS) -B $(CPP_TESTS)
+	$(BIN)/cmake --build $(CPP_TESTS) --target math_test
+	$(CPP_TESTS)/math_test $(ARGS)
+
+# Results must be those of this machine's sets with fused multiply-add, bit by bit.
+test-arm: $(TOOLS)  ## cross-compile the C++ tests for 64-bit Arm and run them in qemu: the same bits as here
+	$(CONFIGURE_CPP_TESTS) -B $(CPP_TESTS)
+	CXX=aarch64-linux-gnu-g++ $(CONFIGURE_CPP_TESTS) -B $(ARM) -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64
+	$(BIN)/cmake --build $(CPP_TESTS) --target kernels_test quantized_test
+	$(BIN)/cmake --build $(ARM) --target plan_test kernels_test quantized_test
+	$(BIN)/python tests/cpp/arm.py $(CPP_TESTS) $(ARM) $(ARM_CPUS)
+
+test-compilers: $(TOOLS)  ## build with each of COMPILERS, and run a short list of tests
+	@set -e; for compiler in $(COMPILERS); do \
+	  command -v $$compiler >/dev/null || { echo "test-compilers: $$compiler is not on this machine"; exit 1; }; \
+	  folder=$(abspath build/compiler)-$$compiler; \
+	  rm -rf $$folder; \
+	  CXX=$$compiler VARLEN_RNN_EXTENSION=1 VARLEN_RNN_CUDA=0 $(BIN)/python setup.py --quiet build --build-lib $$folder; \
+	  (cd $$folder && $(abspath $(BIN))/python -c 'import varlen_rnn; print(varlen_rnn.build_info())'); \
+	  $(BIN)/python tests/wheel/short_list.py $$folder; \
+	  (cd $$folder && $(ONE_THREAD) $(abspath $(BIN))/python -m pytest --quiet); \
+	done
+
+test-pythons:  ## build with each of PYTHONS that is on PATH, and run a short list of tests
+	@set -e; rm -rf build/lib.* build/bdist.*; for version in $(PYTHONS); do \
+	  python$$version -c '' 2>/dev/null || { echo "test-pythons: no python$$version here: skipped"; continue; }; \
+	  folder=build/python-$$version; \
+	  test -x $$folder/bin/python || python$$version -m venv $$folder; \
+	  pip="$$folder/bin/python -m pip --disable-pip-version-check"; \
+	  $$pip install --quiet --upgrade 'pip>=25.1'; \
+	  $$pip install --quiet '$(TORCH)'; \
+	  $$pip install --quiet --group build --group test; \
+	  CXX=$(abspath tests/hasty_c++) VARLEN_RNN_EXTENSION=1 VARLEN_RNN_CUDA=0 \
+	    $$pip install --quiet --no-build-isolation --no-deps --force-reinstall .; \
+	  $$folder/bin/python tests/wheel/short_list.py $$folder/short-list; \
+	  (cd $$folder/short-list && $(ONE_THREAD) ../bin/python -m pytest --quiet); \
+	done
 
 test-emulator: $(TOOLS)  ## run the CUDA kernels on the CPU, in the emulator
 	$(BIN)/cmake -S csrc -B $(EMULATOR) -G Ninja -DVARLEN_RNN_EMULATE=ON -DVARLEN_RNN_WERROR=ON \
@@ -202,5 +250,6 @@ $(PACKAGES_INSTALLED): $(PACKAGES_TORCH) benchmarks/packages/requirements.txt
 	  then touch $@; fi
 	rm -f $(PACKAGES)/lib/python*/site-packages/torchaudio/lib/*.so
 
-.PHONY: help build ready demo demo-names demo-ppo demo-distributed tools check test test-sanitizer test-math test-emulator \
+.PHONY: help build ready demo demo-names demo-ppo demo-distributed tools check test test-sanitizer test-math test-arm \
+  test-compilers test-pythons test-emulator \
   test-mutants test-cuda-build wheel test-wheel test-packages gpu-check bench docs lint format clean

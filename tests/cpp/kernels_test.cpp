@@ -351,6 +351,7 @@ std::string check(const Problem& q, Results& fused) {
 
 int run_all(const std::vector<int64_t>& numbers) {
   int passed = 0, failed = 0;
+  Digest digest;
   const char* names[kMaxInstructionSets];
   const int sets = available_instruction_sets(names);
   for (int64_t number : numbers) {
@@ -371,7 +372,9 @@ int run_all(const std::vector<int64_t>& numbers) {
       }
       std::printf(": %s\n", wrong.c_str());
     }
+    digest.add(fused);
   }
+  digest.print();
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed > 0;
 }
@@ -380,8 +383,5 @@ int run_all(const std::vector<int64_t>& numbers) {
 }  // namespace varlen_rnn
 
 int main(int argc, char** argv) {
-  std::vector<int64_t> numbers;
-  for (int i = 1; i < argc; ++i) numbers.push_back(std::atoll(argv[i]));
-  for (int64_t n = 0; n < varlen_rnn::kNumCalls && argc == 1; ++n) numbers.push_back(n);
-  return varlen_rnn::run_all(numbers);
+  return varlen_rnn::run_all(varlen_rnn::chosen_calls(argc, argv, varlen_rnn::kNumCalls));
 }

@@ -5,6 +5,8 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <random>
@@ -72,6 +74,7 @@ class Tensor {
                       : bytes_.data() + start_ + d * (size_ / D) * format_of(dtype_).bytes;
   }
   bool operator==(const Tensor& other) const { return bytes_ == other.bytes_; }
+  const std::vector<unsigned char>& bytes() const { return bytes_; }
 
   bool untouched(int64_t i) const {
     const unsigned char* first = element(i);
@@ -118,6 +121,32 @@ class Tensor {
   Dtype dtype_ = Dtype::kFloat32;
   int64_t size_ = 0, start_ = 0;
   std::vector<unsigned char> bytes_;
+};
+
+// The numbers of the calls to run: those on the command line, or all.
+inline std::vector<int64_t> chosen_calls(int argc, char** argv, int64_t count) {
+  std::vector<int64_t> numbers;
+  for (int i = 1; i < argc; ++i) numbers.push_back(std::atoll(argv[i]));
+  for (int64_t n = 0; n < count && argc == 1; ++n) numbers.push_back(n);
+  return numbers;
+}
+
+// One number for all bytes of many tensors (FNV-1a): two machines with the same one had the same results.
+class Digest {
+ public:
+  template <class Tensors>
+  void add(const Tensors& tensors) {
+    for (const Tensor& tensor : tensors) {
+      for (unsigned char byte : tensor.bytes()) value_ = (value_ ^ byte) * 0x100000001b3;
+    }
+  }
+  void print() const {
+    std::printf("digest with fused multiply-add: %016llx\n",
+                static_cast<unsigned long long>(value_));
+  }
+
+ private:
+  uint64_t value_ = 0xcbf29ce484222325;
 };
 
 class Random {

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,12 +16,9 @@ import venv
 import zipfile
 from pathlib import Path
 
+from short_list import copy_short_list
+
 ROOT = Path(__file__).resolve().parents[2]
-# Values and gradients of both cells in every form against torch.nn, piece by piece, on every
-# instruction set; the modules; conversion. Nothing that takes a compiler.
-SHORT_LIST = ["tests/test_resets.py", "tests/test_modules.py", "tests/test_convert.py"]
-HELPERS = ["tests/conftest.py", "tests/helpers.py", "tests/ragged.py"]
-HELPERS += ["benchmarks/__init__.py", "benchmarks/forms.py"]
 INSTALLED = """
 import json, torch, varlen_rnn
 info = varlen_rnn.build_info()
@@ -65,10 +61,7 @@ def check(wheel: Path, torch: str, folder: Path) -> None:
     assert found["cuda"].startswith("compiled for") == has_cuda, found
     print(f"torch {found['torch']}, {found['cpu_isa']}, CUDA: {found['cuda']}", flush=True)
 
-    for name in HELPERS + SHORT_LIST:
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, folder / name)
-    shutil.copy(ROOT / "pyproject.toml", folder)
+    copy_short_list(folder)
     print(run(python, "-m", "pytest", "--quiet", folder=folder).splitlines()[-1], flush=True)
 
 

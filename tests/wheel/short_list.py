@@ -1,0 +1,25 @@
+"""Copies a short list of tests to where another build of the package is: short_list.py FOLDER."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Values and gradients of both cells in every form against torch.nn, piece by piece, on every
+# instruction set; the modules; conversion. Nothing that takes a compiler.
+SHORT_LIST = ["tests/test_resets.py", "tests/test_modules.py", "tests/test_convert.py"]
+HELPERS = ["tests/conftest.py", "tests/helpers.py", "tests/ragged.py"]
+HELPERS += ["benchmarks/__init__.py", "benchmarks/forms.py", "pyproject.toml"]
+
+
+def copy_short_list(folder: Path) -> None:
+    """Tests, and what they import, out of the repository: its own package is not there."""
+    for name in HELPERS + SHORT_LIST:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+
+
+if __name__ == "__main__":
+    copy_short_list(Path(sys.argv[1]))
