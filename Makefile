@@ -39,8 +39,6 @@ ARM := build/arm
 SANITIZER := build/sanitizer
 CONFIGURE_CPP_TESTS = $(BIN)/cmake -S csrc -G Ninja -DVARLEN_RNN_CPP_TESTS=ON -DVARLEN_RNN_WERROR=ON \
   -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
-# Calls for the thread sanitizer, which takes long: of every cell, dtype, size and number of directions.
-A_FIFTH := $(shell seq 0 5 191)
 # Plain Armv8.0, and all that this qemu knows.
 ARM_CPUS := cortex-a53 max
 # A process for each core, with one thread that sleeps while it waits: tests of threads start their own.
@@ -105,6 +103,7 @@ test: $(TOOLS) $(INSTALLED)  ## run all tests: pytest (ARGS="..."), the same on 
 	VARLEN_RNN_DISABLE_EXTENSION=1 $(PYTEST) --quiet $(WITHOUT_PROGRAMS) $(ARGS)
 	$(MAKE) --no-print-directory ARGS= test-sanitizer test-math test-emulator test-mutants test-cuda-build test-wheel
 
+# The thread sanitizer takes long: every fifth call is of every cell and dtype.
 test-sanitizer: $(TOOLS)  ## run the kernels' C++ tests under the address, undefined-behaviour and thread sanitizers
 	$(CONFIGURE_CPP_TESTS) -B $(SANITIZER) -DVARLEN_RNN_SANITIZE=address,undefined
 	$(BIN)/cmake --build $(SANITIZER) --target plan_test kernels_test quantized_test
@@ -113,8 +112,8 @@ test-sanitizer: $(TOOLS)  ## run the kernels' C++ tests under the address, undef
 	$(SANITIZER)/quantized_test
 	$(CONFIGURE_CPP_TESTS) -B $(SANITIZER)-thread -DVARLEN_RNN_SANITIZE=thread
 	$(BIN)/cmake --build $(SANITIZER)-thread --target kernels_test quantized_test
-	$(SANITIZER)-thread/kernels_test $(A_FIFTH)
-	$(SANITIZER)-thread/quantized_test $(A_FIFTH)
+	$(SANITIZER)-thread/kernels_test $$(seq 0 5 191)
+	$(SANITIZER)-thread/quantized_test $$(seq 0 5 767)
 
 test-math: $(TOOLS)  ## hold exp, sigmoid and tanh to their errors in ULP (ARGS=--all: of every float)
 	$(CONFIGURE_CPP_TESTS) -B $(CPP_TESTS)
