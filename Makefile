@@ -134,7 +134,8 @@ test-compilers: $(TOOLS)  ## build with each of COMPILERS, and run a short list 
 	  folder=$(abspath build/compiler)-$$compiler; \
 	  rm -rf $$folder; \
 	  CXX=$$compiler VARLEN_RNN_EXTENSION=1 VARLEN_RNN_CUDA=0 $(BIN)/python setup.py --quiet build --build-lib $$folder; \
-	  (cd $$folder && $(abspath $(BIN))/python -c 'import varlen_rnn; print(varlen_rnn.build_info())'); \
+	  (cd $$folder && $(abspath $(BIN))/python -c 'import os, varlen_rnn, varlen_rnn._C as module; \
+	    assert module.__file__.startswith(os.getcwd()), module; print(varlen_rnn.build_info()["compiler"])'); \
 	  $(BIN)/python tests/wheel/short_list.py $$folder; \
 	  (cd $$folder && $(ONE_THREAD) $(abspath $(BIN))/python -m pytest --quiet); \
 	done
