@@ -25,7 +25,7 @@ def quantized_weight(weight: Array) -> tuple[Array, Array]:
 
 def quantized_tokens(x: Array) -> tuple[Array, Array]:
     """Integers ``[N, K]`` and float32 scales ``[N, 1]``."""
-    largest = np.float32(min(32767, (2**31 - 1) // (127 * x.shape[1])))
+    largest = np.float32(min(32639, (2**31 - 1) // (127 * x.shape[1])))
     magnitude = np.abs(x).max(axis=1, keepdims=True)
     with np.errstate(divide="ignore"):
         inverse = np.where(magnitude == 0, np.float32(0), largest / magnitude)

@@ -25,7 +25,7 @@ from varlen_rnn import quantize_dynamic
 from varlen_rnn.ops import int8
 from varlen_rnn.runtime import extension
 
-# A value that lies on a boundary may be rounded to either side: of 2 * 32767 steps one.
+# A value that lies on a boundary may be rounded to either side: of 2 * 32639 steps one.
 ROUNDING = 1e-5
 # Without a step before it, only the functions' own rounding is left.
 ROUNDING_OF_ONE_STEP = 1e-6
@@ -76,7 +76,7 @@ def test_every_form_is_what_the_arithmetic_says(
 ) -> None:
     rnn = make(cell, **SHAPES[shape])
     batch = ragged(5, 7, seed=1)
-    x = random_batch(rnn, 5, 7) * 3
+    x = random_batch(rnn, 5, 7, seed=3) * 3
     x[~batch.valid] = NAN
     states = [state * 2 for state in random_hx(rnn, 5)]  # above 1, which no output is
     expected, finals = each_segment_alone(Truth(rnn), x, states, batch)
@@ -114,7 +114,7 @@ def test_every_number_of_rows_in_one_step(
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("size", [2, 516, 517, 2048, 8191])
+@pytest.mark.parametrize("size", [2, 518, 519, 2048, 8191])
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_largest_sums_fit(
     cell: str, size: int, sign: int, isa: str, implementation: str

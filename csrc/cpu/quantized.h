@@ -13,11 +13,14 @@ namespace varlen_rnn {
 
 inline constexpr int64_t kQuantizedUnits = 16;  // of a group
 inline constexpr int64_t kQuantizedMax = 127;   // of a weight
+// Of an activation: 256 * 127 + 127, the largest number of 16 bits made of two signed bytes, which
+// is what some instruction sets multiply.
+inline constexpr int64_t kQuantizedActivationMax = 32639;
 
 // The largest quantised value of an activation: the sum of K products fits into 32 bits.
 inline int64_t quantized_activation_max(int64_t K) {
   const int64_t most = INT32_MAX / kQuantizedMax / K;
-  return most < INT16_MAX ? most : INT16_MAX;
+  return most < kQuantizedActivationMax ? most : kQuantizedActivationMax;
 }
 
 struct QuantizedWeights {

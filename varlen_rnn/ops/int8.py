@@ -2,8 +2,9 @@
 
 A weight is ``scale * q`` with ``q`` in [-127, 127] and one scale for each row of ``weight_ih`` and
 ``weight_hh``, an activation ``scale * q`` with ``q`` in [-m, m] and one scale for each token, so
-that a product is a sum of integers times two scales. ``m`` is 32767, or as much as keeps the sum of
-``K`` products within 32 bits: less from K = 517 on, 16513 for K = 1024.
+that a product is a sum of integers times two scales. ``m`` is 32639, 256 * 127 + 127, so that two
+signed bytes hold an activation, or as much as keeps the sum of ``K`` products within 32 bits: less
+from K = 519 on, 16513 for K = 1024.
 
 Weights, scales and biases are kept in the order in which the kernels read them, in groups of 16
 units; see ``csrc/cpu/quantized.h``. Shapes are those of the legend in :mod:`varlen_rnn.layout`,
@@ -27,7 +28,7 @@ from varlen_rnn.runtime import extension
 
 UNITS = 16  # of a group
 WEIGHT_MAX = 127
-_INT16_MAX, _INT32_MAX = 2**15 - 1, 2**31 - 1
+_TWO_BYTES_MAX, _INT32_MAX = 256 * 127 + 127, 2**31 - 1
 # So that activations have at least as many levels as weights.
 MAX_SIZE = _INT32_MAX // WEIGHT_MAX**2
 # What is smaller counts as zero: its inverse could overflow.
@@ -38,7 +39,7 @@ KINDS = ("weight_ih", "weight_hh", "scale_ih", "scale_hh", "bias_ih", "bias_hh")
 
 def activation_max(size: int) -> int:
     """The largest quantised value of an activation with ``size`` features."""
-    return min(_INT16_MAX, _INT32_MAX // (WEIGHT_MAX * size))
+    return min(_TWO_BYTES_MAX, _INT32_MAX // (WEIGHT_MAX * size))
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
