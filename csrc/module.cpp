@@ -11,13 +11,15 @@ namespace {
 
 using varlen_rnn::kMaxInstructionSets;
 
-py::list available_cpu_isas() {
+py::list names_of(int (*instruction_sets)(const char**)) {
   const char* names[kMaxInstructionSets];
-  const int count = varlen_rnn::available_instruction_sets(names);
+  const int count = instruction_sets(names);
   py::list list;
   for (int i = 0; i < count; ++i) list.append(names[i]);
   return list;
 }
+
+py::list available_cpu_isas() { return names_of(varlen_rnn::available_instruction_sets); }
 
 void set_cpu_isa(const std::string& name) {
   if (!varlen_rnn::use_instruction_set(name.c_str())) {
@@ -42,6 +44,7 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("build_info", &build_info);
   m.def("available_cpu_isas", &available_cpu_isas);
+  m.def("float_cpu_isas", [] { return names_of(varlen_rnn::instruction_sets_for_floats); });
   m.def("cpu_isa", [] { return varlen_rnn::kernels().name; });
   m.def("set_workers_may_wait", &varlen_rnn::set_workers_may_wait, py::arg("value"));
   m.def("set_cpu_isa", &set_cpu_isa, py::arg("name"));

@@ -16,8 +16,9 @@ if HAS_EXTENSION:
     from varlen_rnn import _C
 
     ISAS = _C.available_cpu_isas()
+    FLOAT_ISAS = _C.float_cpu_isas()
 else:
-    ISAS = ["reference"]
+    ISAS = FLOAT_ISAS = ["reference"]
 
 
 def pytest_configure() -> None:
@@ -69,17 +70,28 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every instruction set of this machine, forced; the reference if nothing was compiled."""
+def forced(name: str) -> Iterator[str]:
     if not HAS_EXTENSION:
-        yield request.param
+        yield name
         return
     before = _C.cpu_isa()
-    _C.set_cpu_isa(request.param)
-    assert _C.cpu_isa() == request.param
-    yield request.param
+    _C.set_cpu_isa(name)
+    assert _C.cpu_isa() == name
+    yield name
     _C.set_cpu_isa(before)
+
+
+@pytest.fixture(params=FLOAT_ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set of this machine with kernels of its own for floats, forced; the
+    reference if nothing was compiled. The others run the same functions for floats."""
+    yield from forced(request.param)
+
+
+@pytest.fixture(params=ISAS)
+def every_isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Also those with kernels of their own for int8 weights only."""
+    yield from forced(request.param)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ISAS
+from conftest import FLOAT_ISAS, ISAS
 from helpers import HAS_EXTENSION, child_environment
 
 import varlen_rnn
@@ -91,21 +91,28 @@ def test_build_info_says_why_the_extension_is_not_in_use() -> None:
 
 
 @needs_extension
-def test_build_info_says_what_was_compiled_and_what_is_in_use(isa: str) -> None:
+def test_build_info_says_what_was_compiled_and_what_is_in_use(every_isa: str) -> None:
     info = varlen_rnn.build_info()
     assert info["extension"] is True
-    assert info["cpu_isa"] == isa
+    assert info["cpu_isa"] == every_isa
     assert list(info["cpu_isas"]) == ISAS
     assert {"version", "torch_target_version", "compiler"} <= set(info)
 
 
 @needs_extension
 def test_instruction_sets_come_lowest_first_and_the_highest_is_in_use() -> None:
-    order = ["baseline", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "neon"]
+    order = ["baseline", "avx2", "avx2_vnni", "avx512", "avx512_vnni"]
+    order += ["neon", "neon_dotprod", "neon_i8mm"]
     assert sorted(ISAS, key=order.index) == ISAS
-    assert ISAS[0] == "baseline"
+    assert ISAS[0] in ("baseline", "neon")
     code = "import varlen_rnn; print(varlen_rnn.build_info()['cpu_isa'])"
     assert output_of(code) == [ISAS[-1]]
+
+
+@needs_extension
+def test_sets_that_add_instructions_for_integers_have_no_float_kernels_of_their_own() -> None:
+    """Float tests run on ``FLOAT_ISAS``: the sets whose functions no lower set has."""
+    assert [isa for isa in ISAS if "_" not in isa] == FLOAT_ISAS
 
 
 @needs_extension

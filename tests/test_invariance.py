@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import ISAS
+from conftest import FLOAT_ISAS
 from helpers import (
     CELLS,
     HAS_EXTENSION,
@@ -30,7 +30,7 @@ if HAS_EXTENSION:
 
 pytestmark = pytest.mark.skipif(not HAS_EXTENSION, reason="a promise of the compiled kernels")
 
-FUSED = [isa for isa in ISAS if isa != "baseline"]
+FUSED = [isa for isa in FLOAT_ISAS if isa != "baseline"]
 DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -242,13 +242,13 @@ BLOCK_VECTORS = {"lstm": 2, "gru": 3}
 
 def tallest_tile(cell: str, isa: str) -> int:
     """kMaxTileRows: 12 and 8 with 32 registers, 6 and 4 with 16."""
-    registers = REGISTERS[isa.removesuffix("_vnni")]
+    registers = REGISTERS[isa]
     return (registers - registers // 4) // BLOCK_VECTORS[cell]
 
 
 def chunk_tokens(cell: str, hidden_size: int, isa: str) -> int:
     """Tokens whose gates, float32 in rows of an odd number of cache lines, fill kChunkBytes."""
-    lanes = VECTOR_BYTES[isa.removesuffix("_vnni")] // 4
+    lanes = VECTOR_BYTES[isa] // 4
     units = BLOCK_VECTORS[cell] * lanes // {"lstm": 4, "gru": 3}[cell]
     columns = -(-hidden_size // units) * BLOCK_VECTORS[cell] * lanes
     columns = -(-columns // (2 * lanes)) * 2 * lanes

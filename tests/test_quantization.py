@@ -72,7 +72,7 @@ def ragged(num_rows: int, num_steps: int, seed: int, *, kind: str = "random") ->
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_form_is_what_the_arithmetic_says(
-    cell: str, shape: str, form: str, isa: str, implementation: str
+    cell: str, shape: str, form: str, every_isa: str, implementation: str
 ) -> None:
     rnn = make(cell, **SHAPES[shape])
     batch = ragged(5, 7, seed=1)
@@ -89,7 +89,7 @@ def test_every_form_is_what_the_arithmetic_says(
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_long_rows(cell: str, isa: str, implementation: str) -> None:
+def test_long_rows(cell: str, every_isa: str, implementation: str) -> None:
     rnn = OURS[cell](20, 160, batch_first=True)  # 256 KB hold the gates of about 100 tokens
     batch = Ragged(draw_valid(random.Random(3), "right", 6, 40))
     assert batch.valid.sum() > 120
@@ -102,7 +102,7 @@ def test_long_rows(cell: str, isa: str, implementation: str) -> None:
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5, 6, 7, 13, 30])
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_number_of_rows_in_one_step(
-    cell: str, num_rows: int, isa: str, implementation: str
+    cell: str, num_rows: int, every_isa: str, implementation: str
 ) -> None:
     for input_size, hidden_size in ((9, 40), (50, 15), (600, 130)):
         rnn = make(cell, input_size=input_size, hidden_size=hidden_size, batch_first=True)
@@ -117,7 +117,7 @@ def test_every_number_of_rows_in_one_step(
 @pytest.mark.parametrize("size", [2, 518, 519, 2048, 8191])
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_largest_sums_fit(
-    cell: str, size: int, sign: int, isa: str, implementation: str
+    cell: str, size: int, sign: int, every_isa: str, implementation: str
 ) -> None:
     rnn = OURS[cell](size, 2, bias=False)
     with torch.no_grad():
@@ -197,7 +197,7 @@ def error_bound(x: Tensor, weight: Tensor) -> Tensor:
 @pytest.mark.parametrize(("input_size", "hidden_size"), [(8, 16), (100, 60), (256, 256)])
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_error_of_a_step_is_within_theory(
-    cell: str, input_size: int, hidden_size: int, isa: str, implementation: str
+    cell: str, input_size: int, hidden_size: int, every_isa: str, implementation: str
 ) -> None:
     torch.manual_seed(0)
     rnn = OURS[cell](input_size, hidden_size)
@@ -225,7 +225,7 @@ def test_the_error_of_a_step_is_within_theory(
 @pytest.mark.parametrize("hidden_size", [33, 320])
 @pytest.mark.parametrize("cell", CELLS)
 def test_no_bit_depends_on_the_batch_the_form_or_threads(
-    cell: str, hidden_size: int, isa: str, threads: int
+    cell: str, hidden_size: int, every_isa: str, threads: int
 ) -> None:
     # The large one in one direction: on two threads few rows are split by units.
     small = {"num_layers": 2, "bidirectional": True} if hidden_size == 33 else {}
@@ -244,7 +244,7 @@ def test_no_bit_depends_on_the_batch_the_form_or_threads(
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("cell", CELLS)
 def test_what_is_not_finite_makes_the_rest_of_its_row_nan(
-    cell: str, value: float, isa: str, implementation: str
+    cell: str, value: float, every_isa: str, implementation: str
 ) -> None:
     quantized = quantize_dynamic(make(cell, input_size=5, hidden_size=18, batch_first=True))
     x = torch.randn(3, 6, 5)
@@ -259,7 +259,7 @@ def test_what_is_not_finite_makes_the_rest_of_its_row_nan(
 @pytest.mark.parametrize("lengths", [[], [0, 0]], ids=["no rows", "empty rows"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_batches_without_tokens(
-    cell: str, lengths: list[int], isa: str, implementation: str
+    cell: str, lengths: list[int], every_isa: str, implementation: str
 ) -> None:
     rnn = OURS[cell](3, 5, bidirectional=True)
     num_rows = len(lengths)

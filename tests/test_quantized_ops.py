@@ -62,7 +62,7 @@ def strided(argument: Any) -> Any:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_strided_arguments_give_the_same_bits(cell: str, isa: str) -> None:
+def test_strided_arguments_give_the_same_bits(cell: str, every_isa: str) -> None:
     arguments = good(cell)
     others = {name: strided(argument) for name, argument in arguments.items()}
     for got, expected in zip(run(cell, others), run(cell, arguments), strict=True):

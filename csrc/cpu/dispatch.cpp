@@ -7,6 +7,9 @@
 #ifdef VARLEN_RNN_HAVE_AVX2
 #include "cpu/features.h"
 #endif
+#ifdef VARLEN_RNN_HAVE_NEON
+#include "cpu/arm_features.h"
+#endif
 
 namespace varlen_rnn {
 
@@ -49,7 +52,7 @@ struct InstructionSet {
   }
 
 // A set that adds instructions for integers to another one, whose kernels it has for floats.
-#define VARLEN_RNN_DECLARE_VNNI(isa, base)                             \
+#define VARLEN_RNN_DECLARE_INTEGERS(isa, base)                         \
   VARLEN_RNN_DECLARE_QUANTIZED(isa)                                    \
   namespace isa {                                                      \
   constexpr Kernels named(Kernels kernels) {                           \
@@ -66,16 +69,22 @@ VARLEN_RNN_DECLARE(baseline)
 VARLEN_RNN_DECLARE(avx2)
 #endif
 #ifdef VARLEN_RNN_HAVE_AVX2_VNNI
-VARLEN_RNN_DECLARE_VNNI(avx2_vnni, avx2)
+VARLEN_RNN_DECLARE_INTEGERS(avx2_vnni, avx2)
 #endif
 #ifdef VARLEN_RNN_HAVE_AVX512
 VARLEN_RNN_DECLARE(avx512)
 #endif
 #ifdef VARLEN_RNN_HAVE_AVX512_VNNI
-VARLEN_RNN_DECLARE_VNNI(avx512_vnni, avx512)
+VARLEN_RNN_DECLARE_INTEGERS(avx512_vnni, avx512)
 #endif
 #ifdef VARLEN_RNN_HAVE_NEON
 VARLEN_RNN_DECLARE(neon)
+#endif
+#ifdef VARLEN_RNN_HAVE_NEON_DOTPROD
+VARLEN_RNN_DECLARE_INTEGERS(neon_dotprod, neon)
+#endif
+#ifdef VARLEN_RNN_HAVE_NEON_I8MM
+VARLEN_RNN_DECLARE_INTEGERS(neon_i8mm, neon)
 #endif
 
 namespace {
@@ -100,6 +109,12 @@ int available_sets(const InstructionSet* table[kMaxInstructionSets]) {
 #ifdef VARLEN_RNN_HAVE_NEON
   table[count++] = &neon::kSet;
 #endif
+#ifdef VARLEN_RNN_HAVE_NEON_DOTPROD
+  if (has_neon_dotprod()) table[count++] = &neon_dotprod::kSet;
+#endif
+#ifdef VARLEN_RNN_HAVE_NEON_I8MM
+  if (has_neon_i8mm()) table[count++] = &neon_i8mm::kSet;
+#endif
   return count;
 }
 
@@ -122,6 +137,25 @@ int available_instruction_sets(const char* names[kMaxInstructionSets]) {
   const InstructionSet* table[kMaxInstructionSets];
   const int count = available_sets(table);
   for (int i = 0; i < count; ++i) names[i] = table[i]->kernels.name;
+  return count;
+}
+
+int instruction_sets_for_floats(const char* names[kMaxInstructionSets]) {
+  const InstructionSet* table[kMaxInstructionSets];
+  const int sets = available_sets(table);
+  const auto same = [](const Kernels& a, const Kernels& b) {
+    return a.lstm_forward_scratch == b.lstm_forward_scratch && a.lstm_forward == b.lstm_forward &&
+           a.lstm_backward_scratch == b.lstm_backward_scratch &&
+           a.lstm_backward == b.lstm_backward && a.gru_forward_scratch == b.gru_forward_scratch &&
+           a.gru_forward == b.gru_forward && a.gru_backward_scratch == b.gru_backward_scratch &&
+           a.gru_backward == b.gru_backward;
+  };
+  int count = 0;
+  for (int i = 0; i < sets; ++i) {
+    bool own = true;
+    for (int j = 0; j < i; ++j) own &= !same(table[i]->kernels, table[j]->kernels);
+    if (own) names[count++] = table[i]->kernels.name;
+  }
   return count;
 }
 

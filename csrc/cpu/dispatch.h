@@ -12,6 +12,10 @@ inline constexpr int kMaxInstructionSets = 5;
 // many.
 int available_instruction_sets(const char* names[kMaxInstructionSets]);
 
+// Those among them whose kernels for floats are their own. The others add instructions for integers
+// to a lower set, and have its very functions for floats.
+int instruction_sets_for_floats(const char* names[kMaxInstructionSets]);
+
 // The kernels in use: the highest available set, or the one that was forced.
 const Kernels& kernels();
 const QuantizedKernels& quantized_kernels();

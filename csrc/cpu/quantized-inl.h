@@ -7,16 +7,10 @@
 
 #include <cstring>
 
-#include "cpu/quantized.h"
+#include "cpu/quantized-simd-inl.h"
 #include "cpu/tile-inl.h"
 
 namespace varlen_rnn::VARLEN_RNN_ISA {
-
-using Ints = Vector<float>::Int;
-
-inline constexpr int kGroup = static_cast<int>(kQuantizedUnits);
-inline constexpr int kGroupVectors = kGroup / kLanes<float>;
-static_assert(kGroupVectors * kLanes<float> == kGroup);
 
 // A row's own scale, and 0 where all is 0, or so small that it counts as 0; NaN where something is
 // not finite, which makes everything NaN that the row is multiplied into.
@@ -49,66 +43,19 @@ inline float quantize_row(int16_t* to, const float* x, int64_t n, float largest)
     std::memset(to, 0, static_cast<size_t>(padded) * sizeof(int16_t));
     return row.scale;
   }
-  typedef int16_t Narrow __attribute__((vector_size(kVectorBytes / 2), may_alias, aligned(2)));
-  for (int64_t i = 0; i < padded; i += kLanes<float>) {
-    // Added to this number, a value is rounded to an integer in the lowest bits of the mantissa.
-    const Vec<float> shifted =
-        load_first(x + i, n - i) * broadcast(row.inverse) + broadcast(0x1.8p23f);
-    *reinterpret_cast<Narrow*>(to + i) = __builtin_convertvector((Ints)shifted, Narrow);
+  for (int64_t i = 0; i < padded; i += kGroup) {
+    Ints values[kGroupVectors];
+    VR_UNROLL
+    for (int v = 0; v < kGroupVectors; ++v) {
+      const int64_t first = i + v * kLanes<float>;
+      // Added to this number, a value is rounded to an integer in the lowest bits of the mantissa.
+      values[v] =
+          (Ints)(load_first(x + first, n - first) * broadcast(row.inverse) + broadcast(0x1.8p23f));
+    }
+    store_values(to + i, values);
   }
   return row.scale;
 }
-
-// What a row of 16-bit activations meets in a block [K / 2, 16, 2]: a vector of weights in pairs.
-#if defined(__AVX512F__)
-using Pairs = __m512i;
-VR_INLINE Pairs load_pairs(const int8_t* w) {
-  return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w)));
-}
-VR_INLINE Pairs broadcast_pair(const int16_t* a) {
-  int32_t pair;
-  std::memcpy(&pair, a, sizeof(pair));
-  return _mm512_set1_epi32(pair);
-}
-VR_INLINE Ints add_products(Ints sums, Pairs w, Pairs a) {
-#ifdef __AVX512VNNI__
-  return (Ints)_mm512_dpwssd_epi32((Pairs)sums, w, a);
-#else
-  return sums + (Ints)_mm512_madd_epi16(w, a);
-#endif
-}
-#elif defined(__AVX2__)
-using Pairs = __m256i;
-VR_INLINE Pairs load_pairs(const int8_t* w) {
-  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w)));
-}
-VR_INLINE Pairs broadcast_pair(const int16_t* a) {
-  int32_t pair;
-  std::memcpy(&pair, a, sizeof(pair));
-  return _mm256_set1_epi32(pair);
-}
-VR_INLINE Ints add_products(Ints sums, Pairs w, Pairs a) {
-#ifdef __AVXVNNI__
-  return (Ints)_mm256_dpwssd_avx_epi32((Pairs)sums, w, a);
-#else
-  return sums + (Ints)_mm256_madd_epi16(w, a);
-#endif
-}
-#else
-struct Pairs {
-  Ints first, second;
-};
-VR_INLINE Pairs load_pairs(const int8_t* w) {
-  // The second of a pair is the upper byte.
-  typedef int16_t Narrow __attribute__((vector_size(kVectorBytes / 2), may_alias, aligned(1)));
-  const Ints both = __builtin_convertvector(*reinterpret_cast<const Narrow*>(w), Ints);
-  return {both << 24 >> 24, both >> 8};
-}
-VR_INLINE Pairs broadcast_pair(const int16_t* a) { return {a[0] - Ints{}, a[1] - Ints{}}; }
-VR_INLINE Ints add_products(Ints sums, Pairs w, Pairs a) {
-  return sums + w.first * a.first + w.second * a.second;
-}
-#endif
 
 // Rows to multiply: 16-bit integers and their scales.
 struct QuantizedRows {
@@ -125,49 +72,60 @@ struct QuantizedColumns {
   const float* bias;    // [blocks, 16]
 };
 
-// sums[r][v] += a[r] * w[v] for the k-th pair of values.
-template <int R, int kVectors>
-VR_INLINE void add_pair(Ints (&sums)[R][kVectors], const QuantizedRows& a,
-                        const QuantizedColumns& b, int64_t k) {
-  constexpr int kPairBytes = 2 * kLanes<float>;  // of one vector
-  const int8_t* w = b.weights + k * 2 * kGroup;
-  Pairs rows[R];
+// sums[block][r] += a[r] * the block's weights, for a step of pairs from the k-th on. Of the last
+// ones there may be fewer than a step has: `weights` are theirs, then.
+template <int R, int NB>
+VR_INLINE void add_steps(Ints (&sums)[NB][R][kSums], const QuantizedRows& a, int64_t k,
+                         const int8_t* weights, int64_t block) {
+  RowStep rows[R];
   VR_UNROLL
-  for (int r = 0; r < R; ++r) rows[r] = broadcast_pair(a.values + r * a.ld + 2 * k);
+  for (int r = 0; r < R; ++r) rows[r] = load_step(a.values + r * a.ld + 2 * k);
   VR_UNROLL
-  for (int v = 0; v < kVectors; ++v) {
-    const int64_t block = v / kGroupVectors * b.pairs * 2 * kGroup;
-    const Pairs pairs = load_pairs(w + block + v % kGroupVectors * kPairBytes);
-    VR_UNROLL
-    for (int r = 0; r < R; ++r) sums[r][v] = add_products(sums[r][v], pairs, rows[r]);
-  }
+  for (int i = 0; i < NB; ++i) add_step<R>(sums[i], weights + i * block, rows);
 }
 
 // c[r][j] = bias[j] + (sum of row r times column j) * (scale of r * scale of j)
 template <int R, int NB>
 __attribute__((noinline)) void quantized_tile(QuantizedRows a, QuantizedColumns b, float* c,
                                               int64_t ldc) {
-  constexpr int kVectors = NB * kGroupVectors;
+  constexpr int kPairs = kStep / 2, kPairBytes = 2 * kGroup;
   // Enough independent sums to hide the latency of a VNNI instruction.
-  constexpr int kChains = R * kVectors < 8 ? 8 / (R * kVectors) : 1;
-  Ints sums[kChains][R][kVectors] = {};
+  constexpr int kChains = R * NB * kSums < 8 ? 8 / (R * NB * kSums) : 1;
+  Ints sums[kChains][NB][R][kSums] = {};
+  const int64_t block = b.pairs * kPairBytes;
   int64_t k = 0;
-  for (; k + kChains <= b.pairs; k += kChains) {
+  for (; k + kChains * kPairs <= b.pairs; k += kChains * kPairs) {
     VR_UNROLL
-    for (int i = 0; i < kChains; ++i) add_pair<R, kVectors>(sums[i], a, b, k + i);
+    for (int i = 0; i < kChains; ++i) {
+      const int64_t first = k + i * kPairs;
+      add_steps<R, NB>(sums[i], a, first, b.weights + first * kPairBytes, block);
+    }
   }
-  for (; k < b.pairs; ++k) add_pair<R, kVectors>(sums[0], a, b, k);
+  for (; k + kPairs <= b.pairs; k += kPairs) {
+    add_steps<R, NB>(sums[0], a, k, b.weights + k * kPairBytes, block);
+  }
+  if (kPairs > 1 && k < b.pairs) {
+    int8_t last[NB][kPairs * kPairBytes] = {};
+    for (int i = 0; i < NB; ++i) {
+      std::memcpy(last[i], b.weights + i * block + k * kPairBytes,
+                  static_cast<size_t>((b.pairs - k) * kPairBytes));
+    }
+    add_steps<R, NB>(sums[0], a, k, last[0], sizeof(last[0]));
+  }
   VR_UNROLL
-  for (int v = 0; v < kVectors; ++v) {
-    const int64_t column = v * kLanes<float>;
-    const Vec<float> scale = load(b.scales + column), bias = load(b.bias + column);
+  for (int i = 0; i < NB; ++i) {
     VR_UNROLL
-    for (int r = 0; r < R; ++r) {
-      Ints total = sums[0][r][v];
+    for (int v = 0; v < kGroupVectors; ++v) {
+      const int64_t column = i * kGroup + v * kLanes<float>;
+      const Vec<float> scale = load(b.scales + column), bias = load(b.bias + column);
       VR_UNROLL
-      for (int i = 1; i < kChains; ++i) total += sums[i][r][v];
-      const Vec<float> sum = __builtin_convertvector(total, Vec<float>);
-      store(c + r * ldc + column, fma(sum, broadcast(a.scales[r]) * scale, bias));
+      for (int r = 0; r < R; ++r) {
+        Ints units = total(sums[0][i][r], v);
+        VR_UNROLL
+        for (int chain = 1; chain < kChains; ++chain) units += total(sums[chain][i][r], v);
+        const Vec<float> sum = __builtin_convertvector(units, Vec<float>);
+        store(c + r * ldc + column, fma(sum, broadcast(a.scales[r]) * scale, bias));
+      }
     }
   }
 }
@@ -175,7 +133,7 @@ __attribute__((noinline)) void quantized_tile(QuantizedRows a, QuantizedColumns 
 // All rows times all blocks.
 inline void quantized_product(QuantizedRows a, int64_t rows, QuantizedColumns b, int64_t blocks,
                               float* c, int64_t ldc) {
-  for_each_tile<kGroupVectors>(rows, blocks, [&](int64_t r, auto R, int64_t block, auto NB) {
+  for_each_tile<kSums>(rows, blocks, [&](int64_t r, auto R, int64_t block, auto NB) {
     const QuantizedColumns columns = {b.weights + block * b.pairs * 2 * kGroup, b.pairs,
                                       b.scales + block * kGroup, b.bias + block * kGroup};
     quantized_tile<decltype(R)::kValue, decltype(NB)::kValue>(

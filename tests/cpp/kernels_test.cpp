@@ -353,7 +353,7 @@ int run_all(const std::vector<int64_t>& numbers) {
   int passed = 0, failed = 0;
   Digest digest;
   const char* names[kMaxInstructionSets];
-  const int sets = available_instruction_sets(names);
+  const int sets = instruction_sets_for_floats(names);
   for (int64_t number : numbers) {
     const Problem q(number);
     Results fused;
