@@ -5,7 +5,7 @@
 #include <cstring>
 
 #ifdef VARLEN_RNN_HAVE_AVX2
-#include "cpu/features.h"
+#include "cpu/x86_features.h"
 #endif
 #ifdef VARLEN_RNN_HAVE_NEON
 #include "cpu/arm_features.h"

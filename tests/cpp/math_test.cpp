@@ -14,7 +14,7 @@
 
 #include "math_functions.h"
 #ifdef VARLEN_RNN_HAVE_AVX2
-#include "cpu/features.h"
+#include "cpu/x86_features.h"
 #endif
 
 namespace varlen_rnn {
