@@ -33,7 +33,11 @@ from benchmarks.suites import suite
 from benchmarks.workloads import CELLS, Workload
 
 # The specification against torch.nn, ours against torch.nn on a part of the grid, and padding.
-TESTS = ("tests/test_reference.py", "tests/test_padding.py", "tests/test_equivalence.py")
+TESTS = (
+    "tests/reference/test_reference.py",
+    "tests/modules/test_padding.py",
+    "tests/modules/test_equivalence.py",
+)
 CUDA_TESTS = ("tests/cuda/test_on_device.py", "tests/cuda/test_device_contract.py")
 TEST_SELECTION = "not test_equivalence or I17"
 

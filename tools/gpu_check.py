@@ -51,8 +51,8 @@ SANITIZER_TOOLS = ("memcheck", "racecheck", "synccheck")
 DEVICE_TESTS = (
     "tests/cuda/test_on_device.py",
     "tests/cuda/test_device_contract.py",
-    "tests/test_autocast.py",
-    "tests/test_distributed.py",
+    "tests/torch_tools/test_autocast.py",
+    "tests/torch_tools/test_distributed.py",
 )
 # Of these files all tests, or those about CUDA.
 DEVICE_KEYWORDS = "on_device or device_contract or on_cuda or nccl"

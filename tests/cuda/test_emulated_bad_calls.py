@@ -10,7 +10,7 @@ import torch
 from emulated import backward_arguments, configure, forward_arguments, op
 from emulated_cases import Case, capacity_layout, exact_layout, tensors_of
 from helpers import CELLS
-from test_ops_bad_calls import CALLS, Change, good_case
+from op_calls import CALLS, Change, good_case
 from torch import Tensor
 
 # What the ops say of an argument, an access out of bounds would be the emulator's own message; and

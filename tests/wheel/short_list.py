@@ -9,7 +9,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # Values and gradients of both cells in every form against torch.nn, piece by piece, on every
 # instruction set; the modules; conversion. Nothing that takes a compiler.
-SHORT_LIST = ["tests/test_resets.py", "tests/test_modules.py", "tests/test_convert.py"]
+SHORT_LIST = [
+    "tests/modules/test_resets.py",
+    "tests/modules/test_modules.py",
+    "tests/models/test_convert.py",
+]
 HELPERS = ["tests/conftest.py", "tests/helpers.py", "tests/ragged.py"]
 HELPERS += ["benchmarks/__init__.py", "benchmarks/forms.py", "pyproject.toml"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import CELLS, load_example, run_example
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "japanese_vowels.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "japanese_vowels.py"
 MISSING = [name for name in ("matplotlib", "tqdm") if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the example needs {' and '.join(MISSING)}")
 

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 from helpers import load_example, run_example
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "name_language"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "name_language"
 MISSING = [
     name for name in ("babel", "matplotlib", "tqdm") if importlib.util.find_spec(name) is None
 ]

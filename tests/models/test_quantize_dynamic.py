@@ -32,7 +32,7 @@ from varlen_rnn import (
 )
 
 QUANTIZED = {"lstm": QuantizedVarLenLSTM, "gru": QuantizedVarLenGRU}
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 class OwnLSTM(nn.LSTM):

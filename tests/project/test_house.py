@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "varlen_rnn"
 COMPILED = ("varlen_rnn._C", "varlen_rnn._C_cuda")
 ROOF = ""  # varlen_rnn/*.py

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 import varlen_rnn
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = sorted(
     module.name

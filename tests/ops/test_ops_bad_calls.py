@@ -2,129 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from helpers import CELLS, assert_bitwise, rows_as_segments
-from test_ops import Case, backward_arguments, make_case, needs_extension, op
+from helpers import CELLS, HAS_EXTENSION, assert_bitwise
+from op_calls import CALLS, Change, backward_arguments, good_case, op
 from torch import Tensor
 
-pytestmark = needs_extension
-
-Change = Callable[[Case], Case]
-
-
-def with_array(name: str, change: Callable[[Tensor], Any]) -> Change:
-    return lambda case: replace(
-        case, layout=replace(case.layout, **{name: change(getattr(case.layout, name))})
-    )
-
-
-def with_weights(kind: int, change: Callable[[list[Tensor]], list[Tensor]]) -> Change:
-    return lambda case: replace(
-        case,
-        weights=[change(w) if k == kind else w for k, w in enumerate(case.weights)],
-    )
-
-
-def with_state(change: Callable[[Tensor], Tensor]) -> Change:
-    return lambda case: replace(case, states=[change(case.states[0]), *case.states[1:]])
-
-
-def put(value: int) -> Callable[[Tensor], Tensor]:
-    """Overwrites the last entry."""
-    return lambda array: torch.cat([array[:-1], torch.tensor([value])])
-
-
-BAD: dict[str, Change] = {
-    "x of one dimension": lambda case: replace(case, x=case.x[:, 0]),
-    "x of three dimensions": lambda case: replace(case, x=case.x.unsqueeze(0)),
-    "x with too few features": lambda case: replace(case, x=case.x[:, :-1]),
-    "x with too few rows": lambda case: replace(case, x=case.x[:-11]),
-    "x of another dtype": lambda case: replace(case, x=case.x.float()),
-    "x of integers": lambda case: replace(case, x=case.x.long()),
-    "x of complex numbers": lambda case: replace(case, x=case.x.cfloat()),
-    "rows beyond the end": with_array("rows", put(20)),
-    "rows far beyond the end": with_array("rows", put(2**62)),
-    "rows before the start": with_array("rows", put(-1)),
-    "rows twice": with_array("rows", lambda array: torch.cat([array[:-1], array[:1]])),
-    "rows too few": with_array("rows", lambda array: array[:-1]),
-    "rows too many": with_array("rows", lambda array: torch.cat([array, array[:1]])),
-    "rows of two dimensions": with_array("rows", lambda array: array.unsqueeze(0)),
-    "rows of int32": with_array("rows", lambda array: array.int()),
-    "rows missing where x has fewer": lambda case: with_array("rows", lambda _: None)(
-        replace(case, x=case.x[:5])
-    ),
-    "reverse beyond the end": with_array("reverse", put(9)),
-    "reverse before the start": with_array("reverse", put(-1)),
-    "reverse twice": with_array("reverse", lambda array: torch.cat([array[:-1], array[:1]])),
-    "reverse too short": with_array("reverse", lambda array: array[:-1]),
-    "reverse of int32": with_array("reverse", lambda array: array.int()),
-    "reverse missing": with_array("reverse", lambda _: None),
-    "batch sizes that grow": with_array("batch_sizes", lambda array: array.flip(0)),
-    "batch sizes with too small a sum": with_array("batch_sizes", lambda array: array[:-1]),
-    "batch sizes with too large a sum": with_array("batch_sizes", lambda a: torch.cat([a, a[-1:]])),
-    "batch sizes of 0 at the start": with_array("batch_sizes", lambda a: a * torch.arange(len(a))),
-    "batch sizes below 0": with_array("batch_sizes", put(-1)),
-    "batch sizes of two dimensions": with_array("batch_sizes", lambda array: array.unsqueeze(0)),
-    "batch sizes of int32": with_array("batch_sizes", lambda array: array.int()),
-    "batch sizes whose sum overflows": with_array(
-        "batch_sizes", lambda _: torch.tensor([2**62] * 4)
-    ),
-    "initial rows beyond the end": with_array("initial_row", put(4)),
-    "initial rows below -1": with_array("initial_row", put(-2)),
-    "initial rows too few": with_array("initial_row", lambda array: array[:-1]),
-    "initial rows of int32": with_array("initial_row", lambda array: array.int()),
-    "final segments beyond the end": with_array("final_segment", put(3)),
-    "final segments far beyond the end": with_array("final_segment", put(2**62)),
-    "final segments below -1": with_array("final_segment", put(-2)),
-    "final segments twice": with_array("final_segment", put(1)),
-    "final segments of too few rows": with_array("final_segment", lambda array: array[:2]),
-    "final segments of too many rows": with_array(
-        "final_segment", lambda a: torch.cat([a, -a[:1]])
-    ),
-    "final segments of two dimensions": with_array("final_segment", lambda a: a.unsqueeze(0)),
-    "final segments of int32": with_array("final_segment", lambda array: array.int()),
-    "no weights at all": lambda case: replace(case, weights=[[] for _ in case.weights]),
-    "no weight_ih": with_weights(0, lambda _: []),
-    "no weight_hh": with_weights(1, lambda _: []),
-    "weight_hh of one direction": with_weights(1, lambda weights: weights[:1]),
-    "bias_ih of one direction": with_weights(2, lambda weights: weights[:1]),
-    "bias_hh missing": with_weights(3, lambda _: []),
-    "weight_ih with too many columns": with_weights(
-        0, lambda ws: [torch.cat([w, w], 1) for w in ws]
-    ),
-    "weight_ih with too few rows": with_weights(0, lambda ws: [w[:-1] for w in ws]),
-    "weight_ih of one dimension": with_weights(0, lambda ws: [w[:, 0] for w in ws]),
-    "weight_ih of differing shapes": with_weights(0, lambda ws: [ws[0], ws[1][:, :-1]]),
-    "weight_hh with too few columns": with_weights(1, lambda ws: [w[:, :-1] for w in ws]),
-    "weight_hh with too few rows": with_weights(1, lambda ws: [w[:-1] for w in ws]),
-    "weight_hh of another dtype": with_weights(1, lambda ws: [w.float() for w in ws]),
-    "bias_ih too short": with_weights(2, lambda ws: [w[:-1] for w in ws]),
-    "bias_hh of two dimensions": with_weights(3, lambda ws: [w.unsqueeze(0) for w in ws]),
-    "bias_hh of another dtype": with_weights(3, lambda ws: [w.float() for w in ws]),
-    "h_0 of one direction": with_state(lambda h_0: h_0[:1]),
-    "h_0 with too few rows": with_state(lambda h_0: h_0[:, :-1]),
-    "h_0 with too few features": with_state(lambda h_0: h_0[..., :-1]),
-    "h_0 of two dimensions": with_state(lambda h_0: h_0[0]),
-    "h_0 of another dtype": with_state(lambda h_0: h_0.float()),
-}
-BAD_FOR_LSTM: dict[str, Change] = {
-    "c_0 with too few rows": lambda c: replace(c, states=[c.states[0], c.states[1][:, :-1]]),
-    "c_0 with too few features": lambda c: replace(c, states=[c.states[0], c.states[1][..., :-1]]),
-    "weight_hr of another shape": with_weights(4, lambda ws: [w.t() for w in ws]),
-    "weight_hr of one direction": with_weights(4, lambda ws: ws[:1]),
-    "weight_hr missing": with_weights(4, lambda _: []),
-}
-CALLS = [(cell, name, change) for cell in CELLS for name, change in BAD.items()]
-CALLS += [("lstm", name, change) for name, change in BAD_FOR_LSTM.items()]
-
-
-def good_case(cell: str) -> Case:
-    return make_case(cell, rows_as_segments([3, 0, 5, 1]), directions=2, projected=cell == "lstm")
+pytestmark = pytest.mark.skipif(not HAS_EXTENSION, reason="there are no compiled ops")
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -28,11 +28,11 @@ from configs import GRID, Config, our_results, torch_results
 from helpers import (
     CELLS,
     Results,
+    assert_only_h_is_rounded,
     largest,
     max_error,
     states_of,
 )
-from test_reference import assert_only_h_is_rounded
 from torch import Tensor, nn
 
 from varlen_rnn import convert

@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 from helpers import child_environment
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PYTHON = Path("Scripts/python.exe" if os.name == "nt" else "bin/python")
 CALL = """
 import torch, varlen_rnn

@@ -86,7 +86,7 @@ def test_torch_in_the_place_of_ours() -> None:
     reason="the example needs matplotlib and tqdm",
 )
 def test_accuracy_on_an_example(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
     record = quantized.japanese_vowels("gru", epochs=1)
     assert record["cases"] == 370
     assert all(0.2 < figures["accuracy"] < 1 for figures in record["peers"].values())

@@ -12,7 +12,7 @@ import pytest
 from helpers import child_environment
 from torch import distributed
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "train_distributed.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "train_distributed.py"
 MISSING = [name for name in ("matplotlib", "tqdm") if importlib.util.find_spec(name) is None]
 ARGUMENTS = ["--epochs", "6", "--hidden", "32", "--lr", "5e-3", "--threads", "1"]
 SECONDS = 300

@@ -18,7 +18,7 @@ import setuptools
 import torch
 from grid_lines import sample
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 pytest.importorskip("tqdm", reason="the benchmarks show their progress with tqdm")
 pytest.importorskip("matplotlib", reason="the benchmarks plot with matplotlib")

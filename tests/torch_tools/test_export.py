@@ -135,7 +135,7 @@ def test_a_cpp_program_runs_what_aot_inductor_compiled(
         pytest.skip("needs a C++ compiler and a shared libpython")
     model, package = model_and_package
     program = tmp_path / "run_package"
-    source = Path(__file__).parent / "cpp" / "run_package.cpp"
+    source = Path(__file__).parents[1] / "cpp" / "run_package.cpp"
     includes = [f"-isystem{path}" for path in cpp_extension.include_paths()]
     links = [f"-L{path}" for path in cpp_extension.library_paths()]
     links += [f"-Wl,-rpath,{path}" for path in cpp_extension.library_paths()]

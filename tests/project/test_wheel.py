@@ -23,7 +23,7 @@ if sys.version_info < (3, 11):
     pytest.skip("torch-abi-audit needs Python 3.11", allow_module_level=True)
 from torch_abi_audit import torch_versions
 
-AUDIT = Path(__file__).parent / "wheel" / "audit.py"
+AUDIT = Path(__file__).parents[1] / "wheel" / "audit.py"
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 CXX = shlex.split(os.environ.get("CXX", "")) or ["c++"]
 METADATA = "Metadata-Version: 2.4\nName: varlen_rnn\nVersion: 1\nRequires-Dist: {}\n"

@@ -15,7 +15,7 @@ from helpers import CELLS
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 pytest.importorskip("tqdm", reason="the benchmarks show their progress with tqdm")
 pytest.importorskip("matplotlib", reason="the benchmarks plot with matplotlib")

@@ -14,7 +14,7 @@ import torch
 from helpers import load_example, max_error, run_example
 from torch import Tensor, nn
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "recurrent_ppo.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "recurrent_ppo.py"
 MISSING = [
     name for name in ("gymnasium", "matplotlib", "tqdm") if importlib.util.find_spec(name) is None
 ]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PYTHON = """#!/bin/sh
 echo "$* [$VARLEN_RNN_CUDA_ARCHS $VARLEN_RNN_WERROR]" >>calls
 echo "pages of output"

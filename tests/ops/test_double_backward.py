@@ -18,8 +18,8 @@ from helpers import (
     random_hx,
     states_of,
 )
+from op_calls import RAGGED, backward_arguments, make_case, op
 from ragged import ANY_BATCH, FORMS, Ragged, drawn, each_segment_alone, in_form
-from test_ops import RAGGED, backward_arguments, make_case, op
 from torch import Tensor, nn
 from torch.autograd import grad, gradgradcheck
 from torch.func import functional_call
