@@ -88,6 +88,12 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from forced(request.param)
 
 
+@pytest.fixture
+def one_isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """One of those of `isa`, drawn by the test's name: for grids that have many cases for each."""
+    yield from forced(FLOAT_ISAS[zlib.crc32(request.node.name.encode()) % len(FLOAT_ISAS)])
+
+
 @pytest.fixture(params=ISAS)
 def every_isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Also those with kernels of their own for int8 weights only."""

@@ -32,7 +32,7 @@ ROWS = 100
 
 # Input size, hidden size, layers and tokens, about.
 WARM_UP = (256, 256, 1, 2_000)
-INFERENCE = (256, 256, 1, 200_000)
+INFERENCE = (256, 256, 1, 40_000)
 TRAINING = ((128, 256, 1, 12_000), (128, 128, 2, 12_000))
 
 Result = TypeVar("Result")

@@ -28,6 +28,6 @@ def test_the_grid_has_every_form_and_option_many_times() -> None:
 
 
 @pytest.mark.parametrize("config", [c for configs in GRID.values() for c in configs], ids=str)
-def test_outputs_states_and_gradients_equal_those_of_torch(config: Config, isa: str) -> None:
+def test_outputs_states_and_gradients_equal_those_of_torch(config: Config, one_isa: str) -> None:
     expected = torch_results(config, torch.float64, rounded_to=torch.float32)
     assert_close64(our_results(config, torch.float64), expected)

@@ -234,7 +234,7 @@ def test_the_grid_has_what_a_layout_can_get_wrong() -> None:
 
 @pytest.mark.parametrize("config", ALL_CONFIGS, ids=str)
 def test_outputs_states_and_gradients_are_those_of_each_segment_alone(
-    config: Config, isa: str, restore_threads: None
+    config: Config, one_isa: str, restore_threads: None
 ) -> None:
     expected = torch_results(config)
     if HAS_EXTENSION:

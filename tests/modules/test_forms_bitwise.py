@@ -33,7 +33,7 @@ SHAPES = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_form_changes_no_bit(
-    cell: str, dtype: str, shape: str, resets: float | None, isa: str, threads: int
+    cell: str, dtype: str, shape: str, resets: float | None, one_isa: str, threads: int
 ) -> None:
     _, rnn = pair(cell, **SHAPES[shape], dtype=DTYPES[dtype])
     draw = random.Random(1)

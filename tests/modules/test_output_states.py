@@ -137,7 +137,7 @@ def modules(shape: str, dtype: torch.dtype = torch.float64) -> tuple[nn.LSTM, nn
 
 @every_shape
 @pytest.mark.parametrize("form", FORMS)
-def test_values_and_gradients_of_cells_in_every_form(shape: str, form: str, isa: str) -> None:
+def test_values_and_gradients_of_cells_in_every_form(shape: str, form: str, one_isa: str) -> None:
     theirs, ours = modules(shape)
     batch = ragged_for(form)
     x, states, leaves = data(theirs, batch)
@@ -159,7 +159,7 @@ def test_the_loop_is_what_the_torch_module_does(shape: str) -> None:
 
 @pytest.mark.parametrize("used", ["out", "cells", "h_n", "c_n", "states", "out and cells"])
 @every_shape
-def test_gradients_when_not_all_results_are_used(shape: str, used: str, isa: str) -> None:
+def test_gradients_when_not_all_results_are_used(shape: str, used: str, one_isa: str) -> None:
     theirs, ours = modules(shape)
     batch = ragged_for("mask")
     width = (theirs.proj_size or H) * (2 if theirs.bidirectional else 1)
@@ -208,7 +208,7 @@ def test_cells_are_those_of_a_loop_over_lstm_cell(isa: str) -> None:
     "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str
 )
 def test_asking_for_cells_changes_nothing_else(
-    shape: str, form: str, dtype: torch.dtype, isa: str
+    shape: str, form: str, dtype: torch.dtype, one_isa: str
 ) -> None:
     """Output and final states stay as they are, with and without gradients, to the bit."""
     _, rnn = modules(shape, dtype)

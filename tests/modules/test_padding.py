@@ -50,7 +50,7 @@ def test_fresh_memory_is_filled_with_nan() -> None:
 @padding_holds
 @pytest.mark.parametrize("cell", CELLS)
 def test_what_padding_holds_changes_no_output_and_no_gradient(
-    cell: str, junk: float, batch_first: bool, dtype: str, isa: str
+    cell: str, junk: float, batch_first: bool, dtype: str, one_isa: str
 ) -> None:
     rnn = make(cell, batch_first=batch_first, dtype=DTYPES[dtype])
     results = []
@@ -69,7 +69,7 @@ def test_what_padding_holds_changes_no_output_and_no_gradient(
 @padding_holds
 @pytest.mark.parametrize("cell", CELLS)
 def test_output_and_input_gradient_are_exactly_zero_at_padding(
-    cell: str, junk: float, batch_first: bool, isa: str, threads: int
+    cell: str, junk: float, batch_first: bool, one_isa: str, threads: int
 ) -> None:
     rnn = make(cell, batch_first=batch_first)
     x = random_batch(rnn, len(LENGTHS), NUM_STEPS).masked_fill(~valid_tokens(), junk)

@@ -60,7 +60,7 @@ def modules(cell: str, **options: Any) -> tuple[nn.RNNBase, nn.RNNBase]:
 @both_cells
 @every_form
 @pytest.mark.parametrize("name", CASES)
-def test_each_case_is_each_segment_alone(name: str, form: str, cell: str, isa: str) -> None:
+def test_each_case_is_each_segment_alone(name: str, form: str, cell: str, one_isa: str) -> None:
     options = {"proj_size": 4} if cell == "lstm" else {}
     theirs, ours = modules(cell, num_layers=2, **options)
     results = []
@@ -170,7 +170,7 @@ def test_neither_direction_sees_across_a_reset(cell: str, form: str, isa: str) -
 @pytest.mark.parametrize("bidirectional", [False, True])
 @every_form
 def test_a_bad_token_does_not_reach_across_a_reset(
-    cell: str, form: str, bidirectional: bool, isa: str
+    cell: str, form: str, bidirectional: bool, one_isa: str
 ) -> None:
     _, rnn = modules(cell, bidirectional=bidirectional)
     batch = drawn("xxxRxxRx", "xxxxxxxx")
@@ -208,7 +208,7 @@ def test_states_that_a_reset_hides_get_a_gradient_of_exactly_zero(
 @every_form
 @pytest.mark.parametrize("junk", [NAN, float("inf"), 1e300], ids=str)
 def test_states_that_a_reset_hides_are_never_read(
-    cell: str, form: str, junk: float, isa: str
+    cell: str, form: str, junk: float, one_isa: str
 ) -> None:
     _, rnn = modules(cell, num_layers=2)
     results = []
@@ -245,7 +245,7 @@ def test_an_empty_row_hands_the_gradient_of_its_states_back(cell: str, form: str
 )
 @pytest.mark.parametrize("batch_first", [True, False], ids=["BTI", "TBI"])
 def test_what_invalid_positions_hold_or_are_sent_changes_nothing(
-    cell: str, junk: float, name: str, batch_first: bool, isa: str
+    cell: str, junk: float, name: str, batch_first: bool, one_isa: str
 ) -> None:
     """NaN there, and NaN gradients arriving there, change no output and no gradient."""
     _, rnn = modules(cell, num_layers=2, batch_first=batch_first)

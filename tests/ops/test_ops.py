@@ -47,7 +47,7 @@ def test_values_and_gradients_equal_the_reference(case: Case, isa: str) -> None:
 
 
 @SAMPLES
-def test_gradcheck(case: Case, isa: str) -> None:
+def test_gradcheck(case: Case, one_isa: str) -> None:
     case = case.fresh(requires_grad=True)
     assert torch.autograd.gradcheck(outputs_of(case, ops), tuple(case.leaves.values()))
 
@@ -72,8 +72,14 @@ def test_inference_and_training_give_the_same_bits(case: Case, isa: str) -> None
 
 @needs_extension
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("kind", ["inference", "forward", "forward with gradient", "backward"])
-@SAMPLES
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    [
+        pytest.param(kind, case, id=f"{kind} {case}")
+        for n, kind in enumerate(("inference", "forward", "forward with gradient", "backward"))
+        for case in sample_inputs()[n % 2 :: 2]
+    ],
+)
 def test_opcheck(case: Case, kind: str) -> None:
     kind, _, with_gradient = kind.partition(" ")
     case = case.fresh(requires_grad=bool(with_gradient))

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from conftest import FLOAT_ISAS, ISAS
+from fresh_process import run_python
 from helpers import HAS_EXTENSION, child_environment
 
 import varlen_rnn
@@ -42,17 +43,6 @@ for warning in caught:
     print("warning:", warning.category.__name__, str(warning.message))
 print("extension:", varlen_rnn.build_info()["extension"])
 """
-
-
-def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=child_environment(**environment),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 def output_of(code: str, **environment: str) -> list[str]:
@@ -157,7 +147,9 @@ thread = threading.Thread(target=work)
 thread.start()
 thread.join()
 """
-    assert output_of(code) == ["(2, 5)"]
+    command = [sys.executable, "-c", code]
+    printed = subprocess.check_output(command, env=child_environment(), text=True, timeout=120)
+    assert printed == "(2, 5)\n"
 
 
 @needs_extension
