@@ -44,9 +44,9 @@ ARM_CPUS := cortex-a53 max
 # A process for each core, with one thread that sleeps while it waits: tests of threads start their own.
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest --numprocesses auto --dist loadfile
-# What tests programs, builds and compilers, whose fallback is the same code.
-WITHOUT_PROGRAMS := --ignore=tests/project --ignore=tests/data --ignore=tests/torch_tools/test_distributed.py \
-  --ignore=tests/masking/test_tracing.py
+WITHOUT_PROGRAMS := $(addprefix --ignore=tests/,project data torch_tools/test_distributed.py masking/test_tracing.py)
+# What runs the same code with the extension and without, beside programs: masking, transforms, ONNX exports.
+ON_FALLBACK := $(WITHOUT_PROGRAMS) $(addprefix --ignore=tests/,masking $(addprefix torch_tools/test_,transforms.py vmap.py onnx.py))
 # An environment of its own for test-packages, with the same torch, and the package as it is in place.
 PACKAGES := build/packages
 PACKAGES_PIP := $(PACKAGES)/bin/python -m pip --disable-pip-version-check
@@ -100,7 +100,7 @@ check: ready  ## run a part of the tests that touches every area, in less than t
 
 test: $(TOOLS) $(INSTALLED)  ## run all tests: pytest (ARGS="..."), the same on the fallback, then the other test targets
 	$(PYTEST) $(ARGS)
-	VARLEN_RNN_DISABLE_EXTENSION=1 $(PYTEST) --quiet $(WITHOUT_PROGRAMS) $(ARGS)
+	VARLEN_RNN_DISABLE_EXTENSION=1 $(PYTEST) --quiet $(ON_FALLBACK) $(ARGS)
 	$(MAKE) --no-print-directory ARGS= test-sanitizer test-math test-emulator test-mutants test-cuda-build test-wheel
 
 # The thread sanitizer takes long: every fifth call is of every cell and dtype.

@@ -3,7 +3,7 @@
 // tensor has it, one without elements says it: positions [B, T, 0] or [R, 0], tokens [N, 0].
 #include <torch/csrc/stable/library.h>
 
-// The layout, and what float32 may be computed in (of no account on the CPU).
+// The layout, and what float32 may be computed in (ignored on the CPU).
 #define VARLEN_RNN_LAYOUT                                                                         \
   "Tensor batch_sizes, Tensor? rows, Tensor? reverse, Tensor initial_row, Tensor final_segment, " \
   "bool allow_tf32"

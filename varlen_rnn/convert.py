@@ -38,7 +38,7 @@ def convert(model: ModuleT) -> ModuleT:
     replaced on the object, as offloading hooks do (convert first, hooks afterwards).
 
     To quantise a converted model use :func:`quantize_dynamic`: ``torch.ao.quantization`` knows
-    torch's own layers only, and leaves these as they are without a word. :func:`revert` is the way
+    torch's own layers only, and silently leaves these as they are. :func:`revert` is the way
     back.
 
     Args:

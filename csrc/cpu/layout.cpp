@@ -24,7 +24,7 @@ Tensor new_indices(int64_t used, int64_t size, int64_t beyond) {
 struct Positions {
   int64_t num_rows, num_steps;
   const int64_t* lengths;  // [B], or null: T each
-  const int64_t* first;    // [B]: rows one behind the other
+  const int64_t* first;    // [B]: rows back to back
   bool is_flat;            // whether `first` counts, and this is no padded batch
   bool batch_first;
 

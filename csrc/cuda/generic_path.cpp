@@ -18,7 +18,7 @@ void fill_in(const Layer& layer, int64_t direction, Generic& p) {
 }
 
 // The segments that each step has, or may have. Waits for the device only if it alone knows how many
-// steps there are: rows that lie one behind the other, of which nothing but N is known, would cost
+// steps there are: rows that lie back to back, of which nothing but N is known, would cost
 // launches for N steps.
 std::vector<int64_t> segments_of_steps(const LayoutTensors& l, void* stream) {
   if (!l.host_batch_sizes.empty()) return l.host_batch_sizes;

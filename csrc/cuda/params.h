@@ -40,7 +40,7 @@ struct Turn {
 // Sequences that a team works on side by side: the n of a matrix instruction.
 constexpr int kSlots = 8;
 
-// Which slot takes which segment: longest first, dealt out to and fro.
+// Which slot takes which segment: longest first, dealt out back and forth.
 struct Plan {
   DeviceLayout layout;
   int num_directions;    // D

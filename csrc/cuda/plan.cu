@@ -1,6 +1,6 @@
 // The plan of the persistent kernels: which slot of which team takes which segment, and when.
 //
-// Segments come sorted, longest first. They are dealt out to the slots to and fro (0, 1, .., n - 1,
+// Segments come sorted, longest first. They are dealt out to the slots back and forth (0, 1, .., n - 1,
 // n - 1, .., 1, 0, 0, ..), and a slot runs its segments one after the other: its chain. Two chains
 // never differ by more than the longest segment, so a chain has at most N / slots + S steps. In every
 // step of a team some slot has a token, so all teams together have at most N. Arrays of these sizes

@@ -172,7 +172,7 @@ void check_for_each_part(const Case& c, ParallelFor parallel_for) {
                     teams.insert(team_index);
                     strides = strides && part.stride == plan.ways;
                   }
-                  for (int i = 0; i < 3; ++i) team.wait();  // for ever, if not the whole team comes
+                  for (int i = 0; i < 3; ++i) team.wait();  // forever, if not the whole team comes
                 });
   std::multiset<int64_t> whole_team;
   for (int64_t i = 0; i < plan.team_size; ++i) whole_team.insert(i);

@@ -202,7 +202,7 @@ def test_both_ways_agree_on_batches_of_any_size(monkeypatch: pytest.MonkeyPatch)
             assert_same(got, of_lengths(lengths, num_steps, **options))
 
 
-# Masks, resets and rows one behind the other. A batch is, for each row, a list of its valid tokens:
+# Masks, resets and rows back to back. A batch is, for each row, a list of its valid tokens:
 # their flat rows, and whether a reset stands there.
 Rows = list[list[tuple[int, bool]]]
 

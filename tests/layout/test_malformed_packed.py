@@ -1,4 +1,4 @@
-"""A ``PackedSequence`` put together by hand and wrongly: an exception, never a crash."""
+"""A ``PackedSequence`` made by hand that is malformed: an exception, never a crash."""
 
 from __future__ import annotations
 

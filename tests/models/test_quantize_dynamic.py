@@ -243,7 +243,7 @@ def test_a_state_dict_of_the_other_kind(cell: str, options: dict[str, bool]) -> 
 
 
 @pytest.mark.parametrize("make", [VarLenLSTM, QuantizedVarLenLSTM])
-def test_a_state_dict_of_the_same_kind_is_loaded_as_ever(make: type[nn.Module]) -> None:
+def test_a_state_dict_of_the_same_kind_is_loaded_as_usual(make: type[nn.Module]) -> None:
     module, other = make(3, 4), make(3, 4)
     assert not any(module.load_state_dict(other.state_dict()))
     assert_bitwise(module(torch.ones(2, 3))[0].detach(), other(torch.ones(2, 3))[0].detach())

@@ -64,11 +64,3 @@ def test_accuracy_on_name_language(name_language: tuple[ModuleType, ...]) -> Non
     accuracy = training.accuracy(logits.argmax(dim=1), test_names.labels)
     assert curves.accuracy[-1] > 0.3
     assert abs(accuracy - curves.accuracy[-1]) <= MOST_ACCURACY_LOST
-
-
-def test_packed_input_in_a_model() -> None:
-    rnn = convert(nn.LSTM(3, 8, bidirectional=True))
-    x = pack_padded_sequence(torch.randn(5, 3, 3), [5, 2, 4], enforce_sorted=False)
-    (out, _), (truth, _) = quantize_dynamic(rnn)(x), rnn(x)
-    assert torch.allclose(out.data, truth.data, atol=0.02)
-    assert torch.equal(out.batch_sizes, truth.batch_sizes)

@@ -1,4 +1,4 @@
-"""Settings in which threads that wait for one another could wait for ever.
+"""Settings in which threads that wait for one another could wait forever.
 
 ``python thread_scenarios.py <name>`` takes training steps of both cells in one of them, and ends
 well if they give the bits that one thread gives. test_threads.py runs each in its own process.

@@ -62,7 +62,7 @@ def test_wrong_lengths_raise_when_they_come(cell: str) -> None:
 def test_what_does_not_fit_raises_when_it_comes(
     form: str, x: Tensor, arguments: list[Tensor]
 ) -> None:
-    """Also where the traced graph would go on without a word."""
+    """Also where the traced graph would go on silently."""
     model = Model(VarLenLSTM(3, 5, batch_first=True), form).eval()
     traced = torch.jit.trace(model, model.example((4, 6), False))
     with pytest.raises(RuntimeError, match=r"\w"):

@@ -31,7 +31,7 @@ class Layout:
             ``PackedSequence.batch_sizes``.
         rows: ``[N]``, where each token lies in the flat tensor ``[R, I]``; None means
             ``0, 1, ..., N - 1``.
-        reverse: ``[N]``, the token that the reverse direction takes in the n-th place, or None if
+        reverse: ``[N]``, the token that the reverse direction processes n-th, or None if
             there is no reverse direction. It starts at each segment's own last token and is its own
             inverse.
         initial_row: ``[G]``, the row of ``h_0`` that each segment starts from, or -1 for zeros.

@@ -71,7 +71,7 @@ def check_lengths(
     """The lengths as ``[B]`` int64, each in ``[0, T]``, on the device they came from.
 
     ``num_steps`` is None where there is no T yet. ``batch_first`` is how the input was read, or
-    None if that is no question. With ``values_later`` an op looks at the values of a recorded call,
+    None if it does not matter. With ``values_later`` an op looks at the values of a recorded call,
     and says which one is wrong, as an assertion cannot.
     """
     most = np.iinfo(np.int64).max if num_steps is None else num_steps

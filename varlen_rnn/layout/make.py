@@ -91,7 +91,7 @@ def from_padded(
         num_rows: ``B``.
         lengths: ``[B]``, int64, each in ``[0, T]``: the tokens of each row, before its padding.
         mask: bool, ``[B, T]`` if ``batch_first``, else ``[T, B]``: True at tokens.
-        resets: bool, as ``mask``: True where a segment begins; of no account where no token is.
+        resets: bool, as ``mask``: True where a segment begins; ignored where no token is.
         batch_first: whether the flat tensor is ``[B * T, I]`` (True) or ``[T * B, I]`` (False).
         bidirectional: whether ``reverse`` is wanted.
     """
@@ -115,7 +115,7 @@ def from_flat(
     resets: Tensor | None = None,
     bidirectional: bool,
 ) -> Layout:
-    """Layout of rows that lie one behind the other.
+    """Layout of rows that lie back to back.
 
     Args:
         first: ``[B]``, int64, non-decreasing: where each row begins in the flat tensor.
@@ -157,7 +157,7 @@ def from_packed(
     if resets is None:
         reverse = _reverse_order(batch_sizes, num_tokens) if bidirectional else None
         return Layout(batch_sizes, None, reverse, initial_row, segments)
-    # Of the sorted rows one behind the other, and from there to where their tokens are.
+    # Of the sorted rows back to back, and from there to where their tokens are.
     step, row = index_arrays.step_and_segment(batch_sizes, num_tokens)
     lengths = torch.zeros(num_rows, dtype=torch.int64).index_add(0, row, torch.ones_like(row))
     first = lengths.cumsum(0) - lengths

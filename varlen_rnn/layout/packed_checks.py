@@ -93,7 +93,7 @@ def _check_batch_sizes(name: str, what: str, batch_sizes: Tensor, num_tokens: in
 def _check_permutation(
     name: str, what: str, indices: Tensor, num_rows: int | None, batch_sizes: Tensor
 ) -> Tensor:
-    """The ``batch_sizes``; fails for what is no permutation."""
+    """The ``batch_sizes``; fails unless it is a permutation."""
     expected = "a permutation of [0, B)" + ("" if num_rows is None else f" = [0, {num_rows})")
     if num_rows is not None and indices.is_cpu:
         if sorted(indices.tolist()) != list(range(num_rows)):

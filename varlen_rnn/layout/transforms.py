@@ -1,6 +1,6 @@
 """Layouts under the transforms of ``torch.func``: what a batch is like is read from plain tensors.
 
-The gradient of a layout is of no interest, so where only gradients are transformed the layout is
+A layout is not differentiated, so where only gradients are transformed the layout is
 the one that it would be without. Where ``vmap`` gives every sample lengths or flags of its own,
 every sample has its own layout, and all are brought to one size.
 """

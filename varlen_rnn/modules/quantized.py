@@ -136,7 +136,7 @@ class QuantizedVarLenLSTM(_QuantizedBase, VarLenLSTM):
     ``torch.export`` or ``torch.jit.trace`` made are for inference, and their outputs require none.
 
     Weights, scales and biases are buffers, so ``state_dict``, ``pickle`` and ``copy.deepcopy`` work
-    as ever. Made directly, with the arguments of :class:`VarLenLSTM` but ``proj_size``, it holds
+    as usual. Made directly, with the arguments of :class:`VarLenLSTM` but ``proj_size``, it holds
     random weights, to load a ``state_dict`` into.
 
     Example:

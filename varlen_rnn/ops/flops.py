@@ -22,7 +22,7 @@ Arrays = Sequence[Any]  # of the layout: batch_sizes, rows, reverse, initial_row
 
 
 def _num_tokens(x: Tensor, arrays: Arrays) -> int:
-    """``N``; of a batch whose values nobody knows, as many as it may have."""
+    """``N``; if its values are not known, the most that it may be."""
     batch_sizes, rows = arrays[:2]
     if is_fake(batch_sizes) or batch_sizes.is_meta:
         return x.shape[0] if rows is None else int(rows.shape[0])
