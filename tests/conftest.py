@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import HAS_EXTENSION
 
+from varlen_rnn import ops
 from varlen_rnn.runtime import extension
 
 if HAS_EXTENSION:
@@ -122,3 +123,14 @@ def without_onednn() -> Iterator[None]:
     torch._C._set_mkldnn_enabled(False)
     yield
     torch._C._set_mkldnn_enabled(before)
+
+
+@pytest.fixture
+def nothing_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For errors of arguments, which come before the first layer runs."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("a layer was computed before the arguments were checked")
+
+    monkeypatch.setattr(ops, "lstm", fail)
+    monkeypatch.setattr(ops, "gru", fail)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import CELLS, OURS, as_hx, assert_bitwise, random_batch, random_hx, states_of
+from form_batches import B, T, assert_same, batch_with_resets, both_cells, changed, make
+from helpers import CELLS, as_hx, random_batch, random_hx, states_of
 from ragged import (
     ANY_BATCH,
     FORMS,
@@ -19,8 +20,7 @@ from ragged import (
     draw_valid,
     in_form,
 )
-from torch import Tensor, nn
-from torch.nested import nested_tensor_from_jagged
+from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 INTEGERS = (
@@ -35,26 +35,6 @@ INTEGERS = (
 )
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FLAGS = (torch.bool, *INTEGERS, *FLOATS)
-B, T = 4, 7
-both_cells = pytest.mark.parametrize("cell", CELLS)
-every_form = pytest.mark.parametrize("form", ANY_BATCH)
-
-
-def make(cell: str, **options: Any) -> nn.RNNBase:
-    torch.manual_seed(0)
-    return OURS[cell](3, 9, bidirectional=True, **({"batch_first": True} | options))
-
-
-def batch_with_resets() -> Ragged:
-    draw = random.Random(4)
-    return Ragged(draw_valid(draw, "random", B, T), draw_resets(draw, 0.3, B, T))
-
-
-def changed(tensor: Tensor, change: Callable[[Tensor], Any], like: Tensor) -> Any:
-    """The tensor changed; of a nested one its values, with the very offsets of ``like``."""
-    if not tensor.is_nested:
-        return change(tensor)
-    return nested_tensor_from_jagged(change(tensor.values()), like.offsets(), like.lengths())
 
 
 def check_same(cell: str, form: str, *names: str, change: Callable[[Tensor], Any]) -> None:
@@ -67,10 +47,6 @@ def check_same(cell: str, form: str, *names: str, change: Callable[[Tensor], Any
     assert_same(got, expected)
     for final, state in zip(finals, states, strict=True):
         assert_same(final, state)
-
-
-def assert_same(got: Tensor, expected: Tensor) -> None:
-    assert_bitwise(got.detach(), expected.detach())
 
 
 @pytest.mark.parametrize("dtype", FLAGS, ids=str)

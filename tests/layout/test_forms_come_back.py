@@ -2,51 +2,20 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
-from helpers import CELLS, OURS, as_hx, assert_bitwise, random_batch, random_hx, states_of
+from form_batches import B, T, assert_same, batch_with_resets, both_cells, changed, every_form, make
+from helpers import as_hx, random_batch, random_hx, states_of
 from ragged import (
-    ANY_BATCH,
     NAN,
     Call,
     Ragged,
-    draw_resets,
-    draw_valid,
     drawn,
     in_form,
 )
 from torch import Tensor, nn
 from torch.nested import nested_tensor_from_jagged
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
-
-B, T = 4, 7
-both_cells = pytest.mark.parametrize("cell", CELLS)
-every_form = pytest.mark.parametrize("form", ANY_BATCH)
-
-
-def make(cell: str, **options: Any) -> nn.RNNBase:
-    torch.manual_seed(0)
-    return OURS[cell](3, 9, bidirectional=True, **({"batch_first": True} | options))
-
-
-def batch_with_resets() -> Ragged:
-    draw = random.Random(4)
-    return Ragged(draw_valid(draw, "random", B, T), draw_resets(draw, 0.3, B, T))
-
-
-def changed(tensor: Tensor, change: Callable[[Tensor], Any], like: Tensor) -> Any:
-    """The tensor changed; of a nested one its values, with the very offsets of ``like``."""
-    if not tensor.is_nested:
-        return change(tensor)
-    return nested_tensor_from_jagged(change(tensor.values()), like.offsets(), like.lengths())
-
-
-def assert_same(got: Tensor, expected: Tensor) -> None:
-    assert_bitwise(got.detach(), expected.detach())
 
 
 @both_cells
