@@ -23,9 +23,9 @@ from helpers import (
 from torch import Tensor, nn
 
 
-@dataclass(frozen=True)
-class Config:
-    """One drawn case; its string is the test's id."""
+@dataclass(frozen=True, kw_only=True)
+class LayerConfig:
+    """What both random grids draw of a layer."""
 
     cell: str
     input_size: int
@@ -35,25 +35,23 @@ class Config:
     bidirectional: bool
     bias: bool
     batch_first: bool
-    form: str
     with_hx: bool
     threads: int
-    lengths: tuple[int, ...]
-    num_steps: int
     seed: int
 
-    def __str__(self) -> str:
+    @property
+    def layer(self) -> list[str]:
+        """Parts of a test's id."""
         parts = [
-            f"{self.seed}-{self.cell}-I{self.input_size}-H{self.hidden_size}",
+            f"I{self.input_size}-H{self.hidden_size}",
             f"P{self.proj_size}" * bool(self.proj_size),
             f"L{self.num_layers}" * (self.num_layers > 1),
             "bi" * self.bidirectional,
             "nobias" * (not self.bias),
             "bf" * self.batch_first,
             "hx" * self.with_hx,
-            f"{self.form}-B{len(self.lengths)}-T{self.num_steps}-threads{self.threads}",
         ]
-        return "-".join(part for part in parts if part)
+        return [part for part in parts if part]
 
     def modules(self, dtype: torch.dtype) -> tuple[nn.RNNBase, nn.RNNBase]:
         """The torch module and ours; weights are drawn in float32, whatever the dtype."""
@@ -70,6 +68,19 @@ class Config:
             **options,
         )
         return theirs.to(dtype), ours.to(dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(LayerConfig):
+    """One drawn case; its string is the test's id."""
+
+    form: str
+    lengths: tuple[int, ...]
+    num_steps: int
+
+    def __str__(self) -> str:
+        batch = f"{self.form}-B{len(self.lengths)}-T{self.num_steps}-threads{self.threads}"
+        return "-".join([f"{self.seed}-{self.cell}", *self.layer, batch])
 
     def data(self, rnn: nn.RNNBase) -> tuple[Tensor, list[Tensor]]:
         """``x [B, T, I]`` and the initial states."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from configs import LayerConfig
 from helpers import (
     CELLS,
     HAS_EXTENSION,
@@ -42,44 +43,27 @@ from varlen_rnn import quantize_dynamic
 RESETS = {"none": None, "never": 0.0, "rarely": 0.08, "often": 0.4, "always": 1.0}
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(LayerConfig):
     """One drawn case; its string is the test's id."""
 
-    cell: str
     form: str
     mask: str
     resets: str
-    input_size: int
-    hidden_size: int
-    proj_size: int
-    num_layers: int
-    bidirectional: bool
-    bias: bool
-    batch_first: bool
-    with_hx: bool
-    threads: int
     num_rows: int
     num_steps: int
     num_empty: int
-    seed: int
 
     def __str__(self) -> str:
         parts = [
             f"{self.seed}-{self.cell}-{self.form.replace(' ', '_')}-{self.mask}",
             f"resets_{self.resets}",
-            f"I{self.input_size}-H{self.hidden_size}",
-            f"P{self.proj_size}" * bool(self.proj_size),
-            f"L{self.num_layers}" * (self.num_layers > 1),
-            "bi" * self.bidirectional,
-            "nobias" * (not self.bias),
-            "bf" * self.batch_first,
-            "hx" * self.with_hx,
+            *self.layer,
             f"B{self.num_rows}-T{self.num_steps}",
-            f"empty{self.num_empty}" * bool(self.num_empty),
+            *[f"empty{self.num_empty}"] * bool(self.num_empty),
             f"threads{self.threads}",
         ]
-        return "-".join(part for part in parts if part)
+        return "-".join(parts)
 
     def batch(self) -> Ragged:
         """Which tokens there are, and where the resets."""
@@ -94,22 +78,6 @@ class Config:
             valid = valid[valid.sum(1).argsort(descending=True)]
         rate = RESETS[self.resets]
         return Ragged(valid, None if rate is None else draw_resets(draw, rate, *size))
-
-    def modules(self) -> tuple[nn.RNNBase, nn.RNNBase]:
-        """The torch module and ours, in float64."""
-        options = {"proj_size": self.proj_size} if self.proj_size else {}
-        theirs, ours = pair(
-            self.cell,
-            self.input_size,
-            self.hidden_size,
-            self.num_layers,
-            bias=self.bias,
-            batch_first=self.batch_first,
-            bidirectional=self.bidirectional,
-            seed=self.seed,
-            **options,
-        )
-        return theirs.double(), ours.double()
 
     def data(self, rnn: nn.RNNBase) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
         """``x [B, T, I]``, NaN where nothing is valid; initial states; all that has gradients."""
@@ -169,13 +137,13 @@ def _draw_config(draw: random.Random, cell: str, index: int) -> Config:
 
 @functools.cache
 def torch_results(config: Config) -> Results:
-    rnn, _ = config.modules()
+    rnn, _ = config.modules(torch.float64)
     x, states, leaves = config.data(rnn)
     return with_gradients(each_segment_alone(rnn, x, states, config.batch()), leaves)
 
 
 def our_results(config: Config) -> Results:
-    _, rnn = config.modules()
+    _, rnn = config.modules(torch.float64)
     x, states, leaves = config.data(rnn)
     call = in_form(config.form, x, config.batch(), batch_first=config.batch_first)
     return with_gradients(call(rnn, states), leaves)
