@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
-from varlen_rnn.convert import change_class, replaceable
-from varlen_rnn.modules import VarLenGRU, VarLenLSTM
+from varlen_rnn.convert import OURS, change_class, replaceable
 from varlen_rnn.modules.quantized import (
+    QUANTIZED,
     QuantizedVarLenGRU,
     QuantizedVarLenLSTM,
     check_quantizable,
@@ -20,12 +20,7 @@ __all__ = ["QuantizedVarLenGRU", "QuantizedVarLenLSTM", "quantize_dynamic"]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-_QUANTIZED: dict[type[nn.RNNBase], type[nn.RNNBase]] = {
-    VarLenLSTM: QuantizedVarLenLSTM,
-    VarLenGRU: QuantizedVarLenGRU,
-    nn.LSTM: QuantizedVarLenLSTM,
-    nn.GRU: QuantizedVarLenGRU,
-}
+_QUANTIZED = {**QUANTIZED, **{theirs: QUANTIZED[ours] for theirs, ours in OURS.items()}}
 
 
 def quantize_dynamic(model: ModuleT, inplace: bool = False) -> ModuleT:

@@ -167,6 +167,12 @@ class QuantizedVarLenGRU(_QuantizedBase, VarLenGRU):
     """
 
 
+QUANTIZED: dict[type[nn.RNNBase], type[nn.RNNBase]] = {
+    VarLenLSTM: QuantizedVarLenLSTM,
+    VarLenGRU: QuantizedVarLenGRU,
+}
+
+
 def check_quantizable(operation: str, prefix: str, rnn: nn.RNNBase) -> None:
     """Fails where a layer cannot be quantised; ``prefix`` is its name in the model and a dot."""
     start = f"{operation}: {prefix}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from varlen_rnn.ops import flops, gradients
-from varlen_rnn.ops.cells import GRU, LSTM, Cell
+from varlen_rnn.ops.cells import CELLS, Cell
 
 
 def _forward(cell: Cell, training: bool) -> Callable[..., Any]:
@@ -96,7 +96,7 @@ def _reverse_order(batch_sizes: Tensor, tokens: Tensor) -> Tensor:
 def register() -> None:
     """Gives the compiled ops their fake kernels, gradients and FLOPs."""
     library = torch.library
-    for cell in (LSTM, GRU):
+    for cell in CELLS:
         name = f"varlen_rnn::{cell.name}"
         library.register_fake(f"{name}_inference", _forward(cell, training=False))
         library.register_fake(f"{name}_forward", _forward(cell, training=True))

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 from torch.utils.flop_counter import register_flop_formula
 
-from varlen_rnn.ops.cells import GRU, LSTM, Cell
+from varlen_rnn.ops.cells import CELLS, Cell
 
 Arrays = Sequence[Any]  # of the layout: batch_sizes, rows, reverse, initial_row, final_segment
 
@@ -84,7 +84,7 @@ def _quantized(cell: Cell) -> Callable[..., int]:
 def register() -> None:
     """Gives torch the formulas of the compiled ops."""
     ops = torch.ops.varlen_rnn
-    for cell in (LSTM, GRU):
+    for cell in CELLS:
         formulas = {
             f"{cell.name}_inference": _forward(cell),
             f"{cell.name}_forward": _forward(cell),

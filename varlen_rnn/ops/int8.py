@@ -23,6 +23,7 @@ from torch import Tensor
 
 from varlen_rnn import reference
 from varlen_rnn.layout import Layout
+from varlen_rnn.ops.cells import CELLS
 from varlen_rnn.reference import layers
 from varlen_rnn.runtime import extension
 
@@ -149,5 +150,5 @@ def _fake(num_states: int) -> Any:
 
 
 if extension.UNAVAILABLE is None:
-    torch.library.register_fake("varlen_rnn::quantized_lstm", _fake(2))
-    torch.library.register_fake("varlen_rnn::quantized_gru", _fake(1))
+    for _cell in CELLS:
+        torch.library.register_fake(f"varlen_rnn::quantized_{_cell.name}", _fake(_cell.num_states))
