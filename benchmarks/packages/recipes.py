@@ -1,4 +1,4 @@
-"""What `docs/coming_from.md` says to write, with the real libraries: each as a user would."""
+"""What the pages of `docs/` say to write, with the real libraries: each as a user would."""
 
 from __future__ import annotations
 

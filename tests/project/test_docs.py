@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import HAS_EXTENSION
+from pages import BLOCK, DOCS, PAGES, ROOT, blocks, given, names_after, sections
 from torch.nn.utils.rnn import PackedSequence
 
 import varlen_rnn
 
-ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(varlen_rnn.__path__, "varlen_rnn.")
@@ -127,7 +127,6 @@ def test_the_api_page_takes_no_text_for_a_type(api_page: str) -> None:
     assert "Return type" not in api_page
 
 
-BLOCK = re.compile(r"^```(\w+)(?: +(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # A block of Python may say whose it is: ours if it says nothing. These are not run.
 NOT_RUN = {
     "accelerate",
@@ -141,50 +140,12 @@ NOT_RUN = {
 }
 
 
-def blocks(text: str) -> list[tuple[str, str]]:
-    """The blocks of Python, and whose they are: "here", "torch", "both", or not run."""
-    return [
-        (who or "here", code) for language, who, code in BLOCK.findall(text) if language == "python"
-    ]
-
-
-def sections(page: Path) -> dict[str, str]:
-    head, *rest = page.read_text(encoding="utf-8").split("\n## ")
-    return {"": head} | {part.partition("\n")[0]: part for part in rest}
-
-
 CODE = [
-    pytest.param(page, title, id=f"{page.stem}: {title or 'head'}")
+    pytest.param(page, title, id=f"{page.relative_to(ROOT)}: {title or 'head'}")
     for page in PAGES
     for title, text in sections(page).items()
     if any(who in ("here", "torch") for who, _ in blocks(text))
 ]
-
-
-def given(page: Path) -> str:
-    """What the page takes for given: its first block for both sides; what the README leaves out."""
-    if page.name != "README.md":
-        return "".join(code for who, code in blocks(sections(page)[""]) if who == "both")
-    return """
-import torch
-from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from varlen_rnn import VarLenLSTM
-x, lengths = torch.randn(3, 6, 4), torch.tensor([4, 6, 2])
-input_size, hidden_size = 4, 8
-model = nn.Sequential(nn.LSTM(4, 8, dtype=torch.float32))
-"""
-
-
-def names_after(before: str, code: str) -> dict[str, Any]:
-    """What a block assigns, when run after what is given."""
-    names: dict[str, Any] = {"__name__": "page"}
-    torch.manual_seed(0)
-    exec(before, names)
-    at_first = set(names)
-    torch.manual_seed(0)  # the same weights on both sides
-    exec(code, names)
-    return {name: value for name, value in names.items() if name not in {"_", *at_first}}
 
 
 def tensors_of(value: Any) -> Iterator[torch.Tensor]:
@@ -197,20 +158,40 @@ def tensors_of(value: Any) -> Iterator[torch.Tensor]:
             yield from tensors_of(part)
 
 
+# What code says of itself, and what it then needs.
+NEEDS_EXTENSION = re.compile(r"torch\.(compile|export|onnx|jit\.trace)\b|^# bitwise$", re.MULTILINE)
+NEEDS_PACKAGES = {"torch.onnx": ("onnx", "onnxscript", "onnxruntime")}
+ONE_PROCESS = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+
+
 @pytest.fixture
-def in_float64() -> Iterator[None]:
-    """So that what is equal is equal to far more digits than what is nearly so."""
-    torch.set_default_dtype(torch.float64)
+def as_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In a folder for the files that a page writes, and as the only process of its program."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in ONE_PROCESS.items():
+        monkeypatch.setenv(name, value)
     yield
     torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.* is (deprecated|not supported)")
-@pytest.mark.usefixtures("in_float64")
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
+@pytest.mark.filterwarnings("ignore:# The axis name. rows will not be used")
+@pytest.mark.usefixtures("as_a_reader")
 @pytest.mark.parametrize(("page", "title"), CODE)
 def test_the_code_of_a_page_runs_and_both_sides_agree(page: Path, title: str) -> None:
+    text = sections(page)[title]
+    if not HAS_EXTENSION and any(NEEDS_EXTENSION.search(code) for _, code in blocks(text)):
+        pytest.skip("needs the compiled extension")
+    for part, packages in NEEDS_PACKAGES.items():
+        if part in text:
+            for package in packages:
+                pytest.importorskip(package)
+    if any(who == "torch" for who, _ in blocks(text)):
+        # What is equal is equal to far more digits there than what is nearly so.
+        torch.set_default_dtype(torch.float64)
     before, theirs = given(page), None
-    for who, code in blocks(sections(page)[title]):
+    for who, code in blocks(text):
         if who == "both" and title:
             before += code
         elif who == "torch":
@@ -235,6 +216,24 @@ def test_the_code_of_a_page_runs_and_both_sides_agree(page: Path, title: str) ->
     assert theirs is None, "a block of torch without one of ours"
 
 
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
+def test_code_is_narrow_enough_for_the_page(page: Path) -> None:
+    """Browsers show so many columns of it beside the table of contents."""
+    code = [
+        line for _, _, block in BLOCK.findall(page.read_text("utf-8")) for line in block.split("\n")
+    ]
+    assert [line for line in code if len(line) > 92] == []
+
+
+def test_the_tests_that_a_page_names_are_there() -> None:
+    names = {
+        name for page in PAGES for name in re.findall(r"\btest_\w+\.py", page.read_text("utf-8"))
+    }
+    files = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert "test_compile.py" in names
+    assert names - files == set()
+
+
 def test_other_libraries_are_what_the_page_says() -> None:
     marks = {who for page in PAGES for _, text in sections(page).items() for who, _ in blocks(text)}
     assert marks == {"here", "torch", "both"} | NOT_RUN
@@ -242,8 +241,8 @@ def test_other_libraries_are_what_the_page_says() -> None:
 
 def test_weights_from_keras_give_what_keras_documents() -> None:
     """One step of Keras' cells in NumPy: gates i, f, c, o of LSTM and z, r, h of GRU."""
-    page = ROOT / "docs" / "coming_from.md"
-    names = names_after(given(page), blocks(sections(page)["Keras: weights"])[0][1])
+    page = DOCS / "coming_from" / "keras.md"
+    names = names_after(given(page), blocks(sections(page)["Weights"])[0][1])
     random = np.random.default_rng(0)
     x, h, c = random.normal(size=(5, 4)), random.normal(size=(5, 8)), random.normal(size=(5, 8))
 

@@ -111,7 +111,7 @@ def test_aot_inductor_compiles_loads_and_runs(model_and_package: tuple[nn.Module
 def test_what_was_saved_is_loaded_after_the_import(
     model_and_package: tuple[nn.Module, Path], saved: str, tmp_path: Path
 ) -> None:
-    """Torch's errors without it, which the README quotes: the import makes the ops known."""
+    """Torch's errors without it, which docs/deploying.md quotes: the import makes the ops known."""
     model, package = model_and_package
     load, message = f"torch._inductor.aoti_load_package({str(package)!r})", "Could not find schema"
     if saved == "program":
