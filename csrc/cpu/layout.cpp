@@ -51,10 +51,10 @@ struct Segment {
   int64_t length, initial_row, final_row;
 };
 
-// The segments of all rows, one row behind the other.
+// The segments of all rows, back to back.
 struct Segments {
   std::vector<Segment> list;
-  std::vector<int64_t> tokens;  // with a mask: their flat rows, one row behind the other
+  std::vector<int64_t> tokens;  // with a mask: their flat rows, back to back
   int64_t stride;               // from one of a segment's tokens to the next, counted as `begin`
   int64_t num_tokens = 0, longest = 0;
 

@@ -139,7 +139,7 @@ def assert_like(got: Results, expected: Results, case: Case, persistent: bool) -
 
 
 def flat_layout(case: Case) -> Layout:
-    """Of the rows one behind the other, their lengths on the device: nothing bounds steps but N."""
+    """Of rows that lie back to back, their lengths on the device: nothing bounds steps but N."""
     lengths = case.ragged.valid.sum(1)
     first = lengths.cumsum(0) - lengths
     num_tokens, bidirectional = int(lengths.sum()), case.directions == 2

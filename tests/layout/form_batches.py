@@ -9,12 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import CELLS, OURS, assert_bitwise
-from ragged import (
-    ANY_BATCH,
-    Ragged,
-    draw_resets,
-    draw_valid,
-)
+from ragged import ANY_BATCH, Ragged, draw_resets, draw_valid
 from torch import Tensor, nn
 from torch.nested import nested_tensor_from_jagged
 

@@ -12,14 +12,7 @@ import pytest
 import torch
 from form_batches import B, T, assert_same, batch_with_resets, both_cells, changed, make
 from helpers import CELLS, as_hx, random_batch, random_hx, states_of
-from ragged import (
-    ANY_BATCH,
-    FORMS,
-    Ragged,
-    draw_resets,
-    draw_valid,
-    in_form,
-)
+from ragged import ANY_BATCH, FORMS, Ragged, draw_resets, draw_valid, in_form
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 

@@ -6,13 +6,7 @@ import pytest
 import torch
 from form_batches import B, T, assert_same, batch_with_resets, both_cells, changed, every_form, make
 from helpers import as_hx, random_batch, random_hx, states_of
-from ragged import (
-    NAN,
-    Call,
-    Ragged,
-    drawn,
-    in_form,
-)
+from ragged import NAN, Call, Ragged, drawn, in_form
 from torch import Tensor, nn
 from torch.nested import nested_tensor_from_jagged
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence

@@ -8,12 +8,7 @@ import torch
 from masking_batches import FORMS, HOLES, LENGTHS, keywords_of, valid_of
 from torch import Tensor
 
-from varlen_rnn.masking import (
-    dones_to_resets,
-    lengths_to_mask,
-    mask_from_value,
-    mask_to_lengths,
-)
+from varlen_rnn.masking import dones_to_resets, lengths_to_mask, mask_from_value, mask_to_lengths
 
 FLAGS = "bool, or integers or floats 0 and 1"
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

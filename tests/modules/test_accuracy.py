@@ -25,14 +25,7 @@ from collections import defaultdict
 import pytest
 import torch
 from configs import GRID, Config, our_results, torch_results
-from helpers import (
-    CELLS,
-    Results,
-    assert_only_h_is_rounded,
-    largest,
-    max_error,
-    states_of,
-)
+from helpers import CELLS, Results, assert_only_h_is_rounded, largest, max_error, states_of
 from torch import Tensor, nn
 
 from varlen_rnn import convert

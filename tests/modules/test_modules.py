@@ -9,16 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import (
-    CELLS,
-    OURS,
-    TORCH,
-    as_hx,
-    assert_bitwise,
-    pair,
-    random_hx,
-    states_of,
-)
+from helpers import CELLS, OURS, TORCH, as_hx, assert_bitwise, pair, random_hx, states_of
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 

@@ -8,16 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import (
-    CELLS,
-    HAS_EXTENSION,
-    OURS,
-    as_hx,
-    assert_bitwise,
-    pair,
-    random_batch,
-    states_of,
-)
+from helpers import CELLS, HAS_EXTENSION, OURS, as_hx, assert_bitwise, pair, random_batch, states_of
 from ragged import FORMS, Ragged, in_form
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint

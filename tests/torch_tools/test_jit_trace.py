@@ -15,13 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import (
-    CELLS,
-    HAS_EXTENSION,
-    OURS,
-    assert_bitwise,
-    child_environment,
-)
+from helpers import CELLS, HAS_EXTENSION, OURS, assert_bitwise, child_environment
 from torch import Tensor
 from traced_model import FORMS, Model, Sizes
 

@@ -6,12 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import (
-    CELLS,
-    HAS_EXTENSION,
-    OURS,
-    assert_bitwise,
-)
+from helpers import CELLS, HAS_EXTENSION, OURS, assert_bitwise
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from traced_model import Model

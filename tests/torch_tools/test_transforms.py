@@ -24,16 +24,7 @@ from helpers import OURS, assert_bitwise, random_hx
 from ragged import Ragged, each_segment_alone, in_form
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.func import (
-    functional_call,
-    grad,
-    hessian,
-    jacfwd,
-    jacrev,
-    jvp,
-    vjp,
-    vmap,
-)
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.nested import nested_tensor_from_jagged
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 

@@ -22,12 +22,7 @@ from func_modules import (
 from helpers import OURS, as_hx, random_batch, random_hx
 from ragged import Ragged, drawn, each_segment_alone, in_form
 from torch import Tensor, nn
-from torch.func import (
-    functional_call,
-    grad,
-    stack_module_state,
-    vmap,
-)
+from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.utils.rnn import PackedSequence
 
 # Forward mode's own functions are made by torch.jit.script; vmap packs one sample after the other.

@@ -6,11 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from helpers import (
-    as_hx,
-    random_hx,
-    states_of,
-)
+from helpers import as_hx, random_hx, states_of
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
