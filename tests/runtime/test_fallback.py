@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -172,3 +174,16 @@ def test_the_version_is_that_of_the_installed_package() -> None:
 
     assert varlen_rnn.__version__ == version("varlen_rnn") == varlen_rnn.build_info()["version"]
     assert torch.__version__
+
+
+def test_sources_beside_no_compiled_extension_say_so(tmp_path: Path) -> None:
+    shutil.copytree(
+        Path(varlen_rnn.__file__).parent,
+        tmp_path / "varlen_rnn",
+        ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"),
+    )
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+    # An editable install would find the module that is compiled elsewhere.
+    code += "sys.meta_path[:] = [f for f in sys.meta_path if 'ditable' not in repr(f)]\n"
+    code += "import varlen_rnn; print(varlen_rnn.build_info()['reason'])"
+    assert output_of(code) == [f"none is compiled in {tmp_path / 'varlen_rnn'}"]

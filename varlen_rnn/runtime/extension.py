@@ -6,6 +6,8 @@ import functools
 import importlib
 import os
 import warnings
+from pathlib import Path
+from typing import Any
 
 import torch  # its shared libraries must be in memory before the extension's
 from torch import Tensor
@@ -23,7 +25,9 @@ def _load() -> str | None:
     if os.environ.get(DISABLE, "0") not in ("", "0"):
         return f"{DISABLE} is set"
     try:
-        from varlen_rnn import _C
+        _C: Any = importlib.import_module("varlen_rnn._C")
+    except ModuleNotFoundError:
+        return f"none is compiled in {Path(__file__).parents[1]}"
     except ImportError as error:
         return str(error)
     # Only OpenMP runs all parts of a parallel loop at the same time.
