@@ -137,7 +137,7 @@ test-compilers: $(TOOLS)  ## build with each of COMPILERS, and run a short list 
 	  (cd $$folder && $(abspath $(BIN))/python -c 'import os, varlen_rnn, varlen_rnn._C as module; \
 	    assert module.__file__.startswith(os.getcwd()), module; print(varlen_rnn.build_info()["compiler"])'); \
 	  $(BIN)/python tests/wheel/short_list.py $$folder; \
-	  (cd $$folder && $(ONE_THREAD) $(abspath $(BIN))/python -m pytest --quiet); \
+	  (cd $$folder && $(ONE_THREAD) $(abspath $(BIN))/python -m pytest --quiet --numprocesses auto); \
 	done
 
 test-pythons:  ## build with each of PYTHONS that is on PATH, and run a short list of tests
@@ -147,12 +147,12 @@ test-pythons:  ## build with each of PYTHONS that is on PATH, and run a short li
 	  test -x $$folder/bin/python || python$$version -m venv $$folder; \
 	  pip="$$folder/bin/python -m pip --disable-pip-version-check"; \
 	  $$pip install --quiet --upgrade 'pip>=25.1'; \
-	  $$pip install --quiet '$(TORCH)'; \
+	  $$pip install --quiet --no-compile '$(TORCH)'; \
 	  $$pip install --quiet --group build --group test; \
-	  CXX=$(abspath tests/hasty_c++) VARLEN_RNN_EXTENSION=1 VARLEN_RNN_CUDA=0 \
+	  CCACHE_DIR=$(abspath build/ccache) CXX=$(abspath tests/hasty_c++) VARLEN_RNN_EXTENSION=1 VARLEN_RNN_CUDA=0 \
 	    $$pip install --quiet --no-build-isolation --no-deps --force-reinstall .; \
 	  $$folder/bin/python tests/wheel/short_list.py $$folder/short-list; \
-	  (cd $$folder/short-list && $(ONE_THREAD) ../bin/python -m pytest --quiet); \
+	  (cd $$folder/short-list && $(ONE_THREAD) ../bin/python -m pytest --quiet --numprocesses auto); \
 	done
 
 test-emulator: $(TOOLS)  ## run the CUDA kernels on the CPU, in the emulator
@@ -160,7 +160,7 @@ test-emulator: $(TOOLS)  ## run the CUDA kernels on the CPU, in the emulator
 	  -DVARLEN_RNN_PYTHON=$(abspath $(BIN)/python) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
 	$(BIN)/cmake --build $(EMULATOR)
 	$(EMULATOR)/simt_test
-	VARLEN_RNN_EMULATED=$(abspath $(EMULATOR)) $(BIN)/python -m pytest tests/cuda $(ARGS)
+	VARLEN_RNN_EMULATED=$(abspath $(EMULATOR)) $(PYTEST) tests/cuda $(ARGS)
 
 test-mutants: $(TOOLS)  ## plant faults in the CUDA kernels, each of which the emulator must catch
 	$(BIN)/python tests/cuda/mutants.py
