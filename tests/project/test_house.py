@@ -1,4 +1,4 @@
-"""The floors of the package: imports run downwards only, and nowhere in a circle."""
+"""Floors: imports run downwards only, nowhere in a circle; and files are short, or say why not."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ MAY_IMPORT = {
     "data": {"masking", "layout", "runtime"},
     ROOF: {"data", "masking", "modules", "ops", "reference", "layout", "runtime"},
 }
+# Programs, each of which may import those before it.
+PROGRAMS = ("examples", "benchmarks", "tools")
+MAX_LINES = 400
+REASON = "Longer than 400 lines because"
+SOURCES = (".py", ".cpp", ".h", ".cu", ".cuh", ".md", ".txt", ".toml", ".yml", "Makefile")
 
 
 def read_sources(*folders: str) -> dict[str, str]:
@@ -93,6 +98,11 @@ def test_no_import_runs_upwards() -> None:
 
 def test_no_imports_run_in_a_circle() -> None:
     assert circle(read_sources(PACKAGE)) == []
+    programs = read_sources(*PROGRAMS)
+    assert circle(programs) == []
+    for name in programs:
+        later = PROGRAMS[PROGRAMS.index(name.partition(".")[0]) + 1 :]
+        assert not [imported for imported in imports(programs, name) if imported.startswith(later)]
 
 
 def test_programs_use_no_private_name_of_the_package() -> None:
@@ -122,6 +132,17 @@ def test_an_import_upwards_is_found(statement: str, where: str) -> None:
 def test_a_circle_is_found() -> None:
     sources = {"a": "import b", "b": "def f():\n    from c import g", "c": "import a", "d": ""}
     assert set(circle(sources)) == {"a", "b", "c"}
+
+
+def test_long_files_say_why() -> None:
+    folders = ("benchmarks", "csrc", "docs", "examples", "tests", "tools", PACKAGE)
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    files += [path for path in ROOT.iterdir() if path.is_file()]
+    for path in files:
+        is_ours = path.name.endswith(SOURCES) and "_build" not in path.parts
+        if is_ours and "results" not in path.parts:
+            text = path.read_text()
+            assert text.count("\n") <= MAX_LINES or REASON in text, path
 
 
 @pytest.mark.parametrize(

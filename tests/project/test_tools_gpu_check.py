@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import graphlib
 import itertools
 import json
 import runpy
@@ -27,25 +25,6 @@ from benchmarks import grid, measure, run  # noqa: E402
 from tools import gpu_check, gpu_report, steps  # noqa: E402
 
 DEVICE = {"name": "Some GPU 80GB", "architecture": "90", "torch": "2.11.0"}
-
-
-def imports(path: Path) -> set[str]:
-    """The modules of benchmarks/ and tools/ that a file imports, wherever in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            files = [name.replace(".", "/") + ".py" for name in names]
-            found |= {name for name in files if (ROOT / name).is_file()}
-    return found
-
-
-def test_no_import_goes_in_a_circle() -> None:
-    files = [path for folder in ("benchmarks", "tools") for path in (ROOT / folder).rglob("*.py")]
-    graph = {str(path.relative_to(ROOT)): imports(path) for path in files}
-    assert "benchmarks/grid.py" in graph["tools/gpu_report.py"]
-    assert not [name for name in graph if name.startswith("bench") and "tools" in str(graph[name])]
-    tuple(graphlib.TopologicalSorter(graph).static_order())  # an error if there is one
 
 
 def test_the_tests_of_the_device_exist() -> None:
