@@ -43,7 +43,7 @@ CONFIGURE_CPP_TESTS = $(BIN)/cmake -S csrc -G Ninja -DVARLEN_RNN_CPP_TESTS=ON -D
 ARM_CPUS := cortex-a53 max
 # A process for each core, with one thread that sleeps while it waits: tests of threads start their own.
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
-PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 WITHOUT_PROGRAMS := $(addprefix --ignore=tests/,project data torch_tools/test_distributed.py masking/test_tracing.py)
 # What runs the same code with the extension and without, beside programs: masking, transforms, ONNX exports.
 ON_FALLBACK := $(WITHOUT_PROGRAMS) $(addprefix --ignore=tests/,masking $(addprefix torch_tools/test_,transforms.py vmap.py onnx.py))
@@ -101,7 +101,7 @@ check: ready  ## run a part of the tests that touches every area, in less than t
 test: $(TOOLS) $(INSTALLED)  ## run all tests: pytest (ARGS="..."), the same on the fallback, then the other test targets
 	$(PYTEST) $(ARGS)
 	VARLEN_RNN_DISABLE_EXTENSION=1 $(PYTEST) --quiet $(ON_FALLBACK) $(ARGS)
-	$(MAKE) --no-print-directory ARGS= test-sanitizer test-math test-emulator test-mutants test-cuda-build test-wheel
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=target ARGS= test-sanitizer test-math test-emulator test-mutants test-cuda-build test-wheel
 
 # The thread sanitizer takes long: every fifth call is of every cell and dtype.
 test-sanitizer: $(TOOLS)  ## run the kernels' C++ tests under the address, undefined-behaviour and thread sanitizers
