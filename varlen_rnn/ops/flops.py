@@ -89,7 +89,8 @@ def register() -> None:
             f"{cell.name}_inference": _forward(cell),
             f"{cell.name}_forward": _forward(cell),
             f"{cell.name}_backward": _backward(cell),
-            f"quantized_{cell.name}": _quantized(cell),
         }
+        if cell.has_int8:
+            formulas[f"quantized_{cell.name}"] = _quantized(cell)
         for name, formula in formulas.items():
             register_flop_formula(getattr(ops, name), get_raw=True)(formula)

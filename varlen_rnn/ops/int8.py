@@ -150,5 +150,5 @@ def _fake(num_states: int) -> Any:
 
 
 if extension.UNAVAILABLE is None:
-    for _cell in CELLS:
+    for _cell in [cell for cell in CELLS if cell.has_int8]:
         torch.library.register_fake(f"varlen_rnn::quantized_{_cell.name}", _fake(_cell.num_states))
