@@ -39,6 +39,7 @@ ARM := build/arm
 SANITIZER := build/sanitizer
 CONFIGURE_CPP_TESTS = $(BIN)/cmake -S csrc -G Ninja -DVARLEN_RNN_CPP_TESTS=ON -DVARLEN_RNN_WERROR=ON \
   -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
+CONFIGURE_SANITIZER = $(CONFIGURE_CPP_TESTS) -B $(SANITIZER) -DVARLEN_RNN_SANITIZE=address,undefined
 # Plain Armv8.0, and all that this qemu knows.
 ARM_CPUS := cortex-a53 max
 # A process for each core, with one thread that sleeps while it waits: tests of threads start their own.
@@ -106,7 +107,7 @@ test: $(TOOLS) $(INSTALLED)  ## run all tests: pytest (ARGS="..."), the same on 
 # The thread sanitizer takes long, and who waits for whom is the same on all sets: one, and every third call, which
 # is of every cell and dtype.
 test-sanitizer: $(TOOLS)  ## run the kernels' C++ tests under the address, undefined-behaviour and thread sanitizers
-	$(CONFIGURE_CPP_TESTS) -B $(SANITIZER) -DVARLEN_RNN_SANITIZE=address,undefined
+	$(CONFIGURE_SANITIZER)
 	$(BIN)/cmake --build $(SANITIZER) --target plan_test kernels_test quantized_test
 	$(SANITIZER)/plan_test
 	$(SANITIZER)/kernels_test
@@ -121,13 +122,14 @@ test-math: $(TOOLS)  ## hold exp, sigmoid and tanh to their errors in ULP (ARGS=
 	$(BIN)/cmake --build $(CPP_TESTS) --target math_test
 	$(CPP_TESTS)/math_test $(ARGS)
 
-# Results must be those of this machine's sets with fused multiply-add, bit by bit.
+# Results must be those of this machine's sets with fused multiply-add, bit by bit: of the programs of test-sanitizer,
+# whose bits no compiler flag moves.
 test-arm: $(TOOLS)  ## cross-compile the C++ tests for 64-bit Arm and run them in qemu: the same bits as here
-	$(CONFIGURE_CPP_TESTS) -B $(CPP_TESTS)
+	$(CONFIGURE_SANITIZER)
 	CXX=aarch64-linux-gnu-g++ $(CONFIGURE_CPP_TESTS) -B $(ARM) -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64
-	$(BIN)/cmake --build $(CPP_TESTS) --target kernels_test quantized_test
+	$(BIN)/cmake --build $(SANITIZER) --target kernels_test quantized_test
 	$(BIN)/cmake --build $(ARM) --target plan_test kernels_test quantized_test
-	$(BIN)/python tests/cpp/arm.py $(CPP_TESTS) $(ARM) $(ARM_CPUS)
+	$(BIN)/python tests/cpp/arm.py $(SANITIZER) $(ARM) $(ARM_CPUS)
 
 test-compilers: $(TOOLS)  ## build with each of COMPILERS, and run a short list of tests
 	@set -e; for compiler in $(COMPILERS); do \
