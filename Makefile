@@ -5,7 +5,7 @@
 TORCH ?= torch==2.13.0
 # Those that test-wheel tries the wheel with, one by one: TORCHES="torch==2.10.0 torch==2.14.1"
 TORCHES ?= $(TORCH)
-# The Python that .venv is made from.
+# The Python that .venv is made from; one of another version makes it anew.
 PYTHON ?= python3
 # The compilers of test-compilers, the lowest releases of each kind among them, and the Pythons of test-pythons.
 COMPILERS ?= g++-11 clang++-14 clang++-19
@@ -21,7 +21,8 @@ unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 export VARLEN_RNN_WERROR = 1
 
 # Stamps, each depending on the one before: torch, what builds, what examples import, all other tools.
-TORCH_STAMP := $(VENV)/.stamp-$(shell printf '%s' '$(TORCH)' | tr -c 'A-Za-z0-9.\n' -)
+PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+TORCH_STAMP := $(VENV)/.stamp-$(PYTHON_VERSION)-$(shell printf '%s' '$(TORCH)' | tr -c 'A-Za-z0-9.\n' -)
 BUILD_TOOLS := $(VENV)/.tools-build
 EXAMPLE_TOOLS := $(VENV)/.tools-examples
 TOOLS := $(VENV)/.tools
@@ -132,7 +133,7 @@ test-arm: $(TOOLS)  ## cross-compile the C++ tests for 64-bit Arm and run them i
 	$(BIN)/python tests/cpp/arm.py $(SANITIZER) $(ARM) $(ARM_CPUS)
 
 test-compilers: $(TOOLS)  ## build with each of COMPILERS, and run a short list of tests
-	@set -e; for compiler in $(COMPILERS); do \
+	@set -e; test -n '$(strip $(COMPILERS))'; for compiler in $(COMPILERS); do \
 	  command -v $$compiler >/dev/null || { echo "test-compilers: $$compiler is not on this machine"; exit 1; }; \
 	  folder=$(abspath build/compiler)-$$compiler; \
 	  rm -rf $$folder; \
@@ -144,7 +145,7 @@ test-compilers: $(TOOLS)  ## build with each of COMPILERS, and run a short list 
 	done
 
 test-pythons:  ## build with each of PYTHONS that is on PATH, and run a short list of tests
-	@set -e; rm -rf build/lib.* build/bdist.*; for version in $(PYTHONS); do \
+	@set -e; rm -rf build/lib.* build/bdist.*; ran=0; for version in $(PYTHONS); do \
 	  python$$version -c '' 2>/dev/null || { echo "test-pythons: no python$$version here: skipped"; continue; }; \
 	  folder=build/python-$$version; \
 	  test -x $$folder/bin/python || python$$version -m venv $$folder; \
@@ -155,8 +156,9 @@ test-pythons:  ## build with each of PYTHONS that is on PATH, and run a short li
 	  CCACHE_DIR=$(abspath build/ccache) CXX=$(abspath tests/hasty_c++) VARLEN_RNN_EXTENSION=1 VARLEN_RNN_CUDA=0 \
 	    $$pip install --quiet --no-build-isolation --no-deps --force-reinstall .; \
 	  $$folder/bin/python tests/wheel/short_list.py $$folder/short-list; \
-	  (cd $$folder/short-list && $(ONE_THREAD) ../bin/python -m pytest --quiet --numprocesses auto); \
-	done
+	  (cd $$folder/short-list && ../bin/python -c 'import torch, varlen_rnn._C' && $(ONE_THREAD) ../bin/python -m pytest --quiet --numprocesses auto); \
+	  ran=$$((ran + 1)); \
+	done; test $$ran -gt 0 || { echo 'test-pythons: none of them is here'; exit 1; }
 
 test-emulator: $(TOOLS)  ## run the CUDA kernels on the CPU, in the emulator
 	$(BIN)/cmake -S csrc -B $(EMULATOR) -G Ninja -DVARLEN_RNN_EMULATE=ON -DVARLEN_RNN_WERROR=ON \
@@ -165,7 +167,7 @@ test-emulator: $(TOOLS)  ## run the CUDA kernels on the CPU, in the emulator
 	$(EMULATOR)/simt_test
 	VARLEN_RNN_EMULATED=$(abspath $(EMULATOR)) $(PYTEST) tests/cuda $(ARGS)
 
-test-mutants: $(TOOLS)  ## plant faults in the CUDA kernels, each of which the emulator must catch
+test-mutants: test-emulator  ## plant faults in the CUDA kernels, each of which the emulator must catch
 	$(BIN)/python tests/cuda/mutants.py
 
 test-cuda-build: $(TOOLS) $(INSTALLED)  ## hold the CUDA kernels to no spills and to the registers of their launch bounds
@@ -212,6 +214,7 @@ clean:  ## remove everything built, but not .venv
 
 $(TORCH_STAMP):
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed")'
+	if test -e $(VENV)/pyvenv.cfg && ! grep -q '^version = $(PYTHON_VERSION)\.' $(VENV)/pyvenv.cfg; then rm -r $(VENV); fi
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --upgrade 'pip>=25.1'
 	$(PIP) install '$(TORCH)'

@@ -241,7 +241,9 @@ int run_all(const std::vector<int64_t>& numbers) {
     digest.add(fused);
   }
   digest.print();
-  std::printf("%d passed, %d failed\n", passed, failed);
+  std::printf("sets:");
+  for (int set = 0; set < sets; ++set) std::printf(" %s", names[set]);
+  std::printf("\n%d passed, %d failed\n", passed, failed);
   return failed > 0;
 }
 

@@ -159,7 +159,7 @@ def test_the_loop_is_what_the_torch_module_does(shape: str) -> None:
 
 @pytest.mark.parametrize("used", ["out", "cells", "h_n", "c_n", "states", "out and cells"])
 @every_shape
-def test_gradients_when_not_all_results_are_used(shape: str, used: str, one_isa: str) -> None:
+def test_gradients_when_not_all_results_are_used(shape: str, used: str, isa: str) -> None:
     theirs, ours = modules(shape)
     batch = ragged_for("mask")
     width = (theirs.proj_size or H) * (2 if theirs.bidirectional else 1)

@@ -208,7 +208,7 @@ def test_states_that_a_reset_hides_get_a_gradient_of_exactly_zero(
 @every_form
 @pytest.mark.parametrize("junk", [NAN, float("inf"), 1e300], ids=str)
 def test_states_that_a_reset_hides_are_never_read(
-    cell: str, form: str, junk: float, one_isa: str
+    cell: str, form: str, junk: float, isa: str
 ) -> None:
     _, rnn = modules(cell, num_layers=2)
     results = []

@@ -47,7 +47,7 @@ def test_values_and_gradients_equal_the_reference(case: Case, isa: str) -> None:
 
 
 @SAMPLES
-def test_gradcheck(case: Case, one_isa: str) -> None:
+def test_gradcheck(case: Case, isa: str) -> None:
     case = case.fresh(requires_grad=True)
     assert torch.autograd.gradcheck(outputs_of(case, ops), tuple(case.leaves.values()))
 

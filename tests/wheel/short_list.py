@@ -8,13 +8,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 # Values and gradients of both cells in every form against torch.nn, piece by piece, on every
-# instruction set; the modules; conversion. Nothing that takes a compiler.
+# instruction set; the modules; int8 weights; conversion. Nothing that takes a compiler.
 SHORT_LIST = [
     "tests/modules/test_resets.py",
     "tests/modules/test_modules.py",
+    "tests/modules/test_quantization.py",
     "tests/models/test_convert.py",
 ]
-HELPERS = ["tests/conftest.py", "tests/helpers.py", "tests/ragged.py"]
+HELPERS = ["tests/conftest.py", "tests/helpers.py", "tests/ragged.py", "tests/quantized_truth.py"]
 HELPERS += ["benchmarks/__init__.py", "benchmarks/forms.py", "pyproject.toml"]
 
 
