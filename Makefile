@@ -45,7 +45,7 @@ CONFIGURE_SANITIZER = $(CONFIGURE_CPP_TESTS) -B $(SANITIZER) -DVARLEN_RNN_SANITI
 ARM_CPUS := cortex-a53 max
 # A process for each core, with one thread that sleeps while it waits: tests of threads start their own.
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
-PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 WITHOUT_PROGRAMS := $(addprefix --ignore=tests/,project data torch_tools/test_distributed.py masking/test_tracing.py)
 # What runs the same code with the extension and without, beside programs: masking, transforms, ONNX exports.
 ON_FALLBACK := $(WITHOUT_PROGRAMS) $(addprefix --ignore=tests/,masking $(addprefix torch_tools/test_,transforms.py vmap.py onnx.py))
@@ -103,7 +103,7 @@ check: ready  ## run a part of the tests that touches every area, in less than t
 test: $(TOOLS) $(INSTALLED)  ## run all tests: pytest (ARGS="..."), the same on the fallback, then the other test targets
 	$(PYTEST) $(ARGS)
 	VARLEN_RNN_DISABLE_EXTENSION=1 $(PYTEST) --quiet $(ON_FALLBACK) $(ARGS)
-	$(MAKE) --no-print-directory --jobs 2 --output-sync=target ARGS= test-sanitizer test-math test-emulator test-mutants test-cuda-build test-wheel
+	$(MAKE) --no-print-directory --jobs 3 --output-sync=target ARGS= test-sanitizer test-math test-emulator test-mutants test-cuda-build test-wheel
 
 # The thread sanitizer takes long, and who waits for whom is the same on all sets: one, and every third call, which
 # is of every cell and dtype.
@@ -144,6 +144,7 @@ test-compilers: $(TOOLS)  ## build with each of COMPILERS, and run a short list 
 	  (cd $$folder && $(ONE_THREAD) $(abspath $(BIN))/python -m pytest --quiet --numprocesses auto); \
 	done
 
+# Python changes the binding only, so one case in five of the short list will do.
 test-pythons:  ## build with each of PYTHONS that is on PATH, and run a short list of tests
 	@set -e; rm -rf build/lib.* build/bdist.*; ran=0; for version in $(PYTHONS); do \
 	  python$$version -c '' 2>/dev/null || { echo "test-pythons: no python$$version here: skipped"; continue; }; \
@@ -156,7 +157,7 @@ test-pythons:  ## build with each of PYTHONS that is on PATH, and run a short li
 	  CCACHE_DIR=$(abspath build/ccache) CXX=$(abspath tests/hasty_c++) VARLEN_RNN_EXTENSION=1 VARLEN_RNN_CUDA=0 \
 	    $$pip install --quiet --no-build-isolation --no-deps --force-reinstall .; \
 	  $$folder/bin/python tests/wheel/short_list.py $$folder/short-list; \
-	  (cd $$folder/short-list && ../bin/python -c 'import torch, varlen_rnn._C' && $(ONE_THREAD) ../bin/python -m pytest --quiet --numprocesses auto); \
+	  (cd $$folder/short-list && ../bin/python -c 'import torch, varlen_rnn._C' && $(ONE_THREAD) ../bin/python -m pytest --quiet --numprocesses auto --every 5); \
 	  ran=$$((ran + 1)); \
 	done; test $$ran -gt 0 || { echo 'test-pythons: none of them is here'; exit 1; }
 
