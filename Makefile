@@ -96,7 +96,7 @@ tools: $(TOOLS)  ## install what all these targets use into .venv
 
 # Of every test one case in 29 (a prime, so that a grid's axes do not repeat in step with it) and at least one, but for
 # tests of programs, builds and memory, each of which takes long: some 1,100 of 16,000 cases.
-check: ready  ## run a part of the tests that touches every area, in less than two minutes (ARGS="-k lstm")
+check: ready  ### run a part of the tests that touches every area, in less than two minutes (ARGS="-k lstm")
 	$(call step,$(TOOLS),Installing all other tools)
 	$(PYTEST) --quiet $(WITHOUT_PROGRAMS) --ignore-glob='*/test_memory.py' --every 29 $(ARGS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from benchmarks.records import (
@@ -17,6 +18,7 @@ from benchmarks.records import (
 )
 from benchmarks.workloads import CELLS, FORM_PEERS
 
+ISAS = {"avx2": "AVX2", "avx512": "AVX-512", "avx512_vnni": "AVX-512", "neon": "NEON"}
 NAMED_SHAPE = {"B": 32, "T": 100, "H": 256}
 
 
@@ -48,6 +50,11 @@ def milliseconds(records: Sequence[Record]) -> str:
     return table(header, rows)
 
 
+def rounded_down(times: float) -> str:
+    """One decimal, which is no more than the number: for "at least"."""
+    return f"{math.floor(times * 10) / 10:.1f}"
+
+
 def sentences(records: Sequence[Record]) -> list[str]:
     """What the README says of the published results."""
     times = {cell: mean_ratio(_training(records, cell, "shapes")) for cell in CELLS}
@@ -57,9 +64,16 @@ def sentences(records: Sequence[Record]) -> list[str]:
     growth = _training(records, "lstm", "growth")
     first, last = (record["peers"] for record in (growth[0], growth[-1]))
     grown = {peer: last[peer]["us_per_token"] / first[peer]["us_per_token"] for peer in (OURS, *NN)}
-    (full,) = _training(records, "lstm", "lengths", distribution="full")
+    full = {
+        cell: ratio(record, NN.__contains__)
+        for cell in CELLS
+        for record in _training(records, cell, "lengths", distribution="full")
+    }
+    of_gru = [ratio(record, NN.__contains__) for record in _training(records, "gru", "shapes")]
     (step,) = chosen(records, group="step", cell="lstm")
-    ours_us, theirs_us = (number(seconds(step)[peer] * 1e6) for peer in (OURS, NN[0]))
+    ours_us, theirs_us, cell_us = (
+        number(seconds(step)[peer] * 1e6) for peer in (OURS, NN[0], "nn cell")
+    )
     resets = _training(records, "lstm", "resets")
     to_loop = {
         rows: min(ratio(r, "nn step loop".__eq__) for r in chosen(resets, B=rows))
@@ -72,20 +86,22 @@ def sentences(records: Sequence[Record]) -> list[str]:
         for found in map(seconds, forms)
         for peer in FORM_PEERS.values()
     )
-    where = f"{len(shapes)} shapes, {shape['threads']} cores with {shape['isa'].upper()}"
+    where = f"{len(shapes)} shapes, {shape['threads']} cores with {ISAS[shape['isa']]}"
     lstm, gru = (f"**{mean:.1f} times" for mean in times.values())
-    flat, by_padded, by_packed = (f"{grown[peer]:.2f} times" for peer in (OURS, *NN))
+    flat, by_padded, by_packed = (f"{grown[peer]:.2f}" for peer in (OURS, *NN))
     return [
         f"A training step of `VarLenLSTM` is {lstm} as fast** as the better of `nn.LSTM`\n"
-        f"  padded and packed, one of `VarLenGRU` {gru}** (geometric means of {where}).",
+        f"  padded and packed, one of `VarLenGRU` {gru}** that of `nn.GRU` (geometric means of\n"
+        f"  {where}; the GRU's from {min(of_gru):.1f} to {max(of_gru):.1f}).",
         f"LSTM, {shape['B']} rows of 1 to {shape['T']} steps, {shape['H']} units: **{ours} ms**, "
         f"against {padded} ms padded and {packed} ms packed.",
-        f"From {growth[0]['T']} to {growth[-1]['T']} steps the time of one token grows {flat}; "
-        f"padded {by_padded}, packed {by_packed}.",
-        "Without any padding there is little to gain: "
-        f"{ratio(full, NN.__contains__):.2f} times as fast.\n"
-        f"  One streaming step of one row takes {ours_us} µs, with `nn.LSTM` {theirs_us} µs.",
-        f"With state resets at least {to_loop[few]:.1f} times as fast as a loop over steps at\n"
-        f"  {few} rows, {to_loop[many]:.1f} times at {many}; every form of batch takes at most "
-        f"{slowest:.2f} times as long as packed\n  (another machine, {forms[0]['isa'].upper()}).",
+        f"An LSTM of {growth[-1]['T']} steps takes {flat} times as long a token as one of "
+        f"{growth[0]['T']}; padded {by_padded}, packed {by_packed}.",
+        f"Without any padding an LSTM trains {full['lstm']:.2f} times as fast, a GRU "
+        f"{full['gru']:.1f} times. One streaming step\n  of an LSTM with one row takes {ours_us} "
+        f"µs, with `nn.LSTM` {theirs_us} µs, with `nn.LSTMCell` {cell_us} µs.",
+        f"With state resets at least {rounded_down(to_loop[few])} times as fast as a loop over "
+        f"steps at {few} rows,\n  {rounded_down(to_loop[many])} times at {many}; every form of "
+        f"batch takes at most {slowest:.2f} times as long as packed\n  (another machine, "
+        f"{ISAS[forms[0]['isa']]}).",
     ]
