@@ -45,7 +45,7 @@ CONFIGURE_SANITIZER = $(CONFIGURE_CPP_TESTS) -B $(SANITIZER) -DVARLEN_RNN_SANITI
 ARM_CPUS := cortex-a53 max
 # A process for each core, with one thread that sleeps while it waits: tests of threads start their own.
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
-PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 WITHOUT_PROGRAMS := $(addprefix --ignore=tests/,project data torch_tools/test_distributed.py masking/test_tracing.py)
 # What runs the same code with the extension and without, beside programs: masking, transforms, ONNX exports.
 ON_FALLBACK := $(WITHOUT_PROGRAMS) $(addprefix --ignore=tests/,masking $(addprefix torch_tools/test_,transforms.py vmap.py onnx.py))
