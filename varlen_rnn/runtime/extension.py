@@ -11,6 +11,7 @@ from typing import Any
 
 import torch  # its shared libraries must be in memory before the extension's
 from torch import Tensor
+from torch.autograd import forward_ad
 
 DISABLE = "VARLEN_RNN_DISABLE_EXTENSION"
 CPU_ISA = "VARLEN_RNN_CPU_ISA"
@@ -67,7 +68,7 @@ def runs(x: Tensor) -> bool:
     if UNAVAILABLE is not None:
         warn_once()
         return False
-    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False  # the reference can be batched, and differentiated in forward mode
     if x.dtype not in _DTYPES:
         return False
