@@ -34,18 +34,17 @@ INSTALLED := $(VENV)/.installed$(shell printf '%s' '$(SWITCHES)' | tr -c '0-9\n'
 NATIVE := $(VENV)/.installed-native
 RUNNABLE := $(if $(subst -,,$(SWITCHES)),$(INSTALLED),$(or $(wildcard $(INSTALLED)),$(NATIVE)))
 EMULATOR := build/emulator
-# The kernels' C++ tests: compiled as users' kernels are, for Arm, and with sanitizers.
+# The kernels' C++ tests: compiled as users' kernels are (test-math), for Arm, and with sanitizers.
 CPP_TESTS := build/cpp-tests
 ARM := build/arm
 SANITIZER := build/sanitizer
 CONFIGURE_CPP_TESTS = $(BIN)/cmake -S csrc -G Ninja -DVARLEN_RNN_CPP_TESTS=ON -DVARLEN_RNN_WERROR=ON \
   -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
 CONFIGURE_SANITIZER = $(CONFIGURE_CPP_TESTS) -B $(SANITIZER) -DVARLEN_RNN_SANITIZE=address,undefined
-# Plain Armv8.0, and all that this qemu knows.
-ARM_CPUS := cortex-a53 max
 # A process for each core, with one thread that sleeps while it waits: tests of threads start their own.
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+# Without tests of programs, builds and other processes, which take long and have the same code on the fallback.
 WITHOUT_PROGRAMS := $(addprefix --ignore=tests/,project data torch_tools/test_distributed.py masking/test_tracing.py)
 # What runs the same code with the extension and without, beside programs: masking, transforms, ONNX exports.
 ON_FALLBACK := $(WITHOUT_PROGRAMS) $(addprefix --ignore=tests/,masking $(addprefix torch_tools/test_,transforms.py vmap.py onnx.py))
@@ -95,7 +94,7 @@ ready:
 tools: $(TOOLS)  ## install what all these targets use into .venv
 
 # Of every test one case in 29 (a prime, so that a grid's axes do not repeat in step with it) and at least one, but for
-# tests of programs, builds and memory, each of which takes long: some 1,100 of 16,000 cases.
+# tests of programs, builds and memory, each of which takes long: some 700 of 9,400 cases.
 check: ready  ### run a part of the tests that touches every area, in less than two minutes (ARGS="-k lstm")
 	$(call step,$(TOOLS),Installing all other tools)
 	$(PYTEST) --quiet $(WITHOUT_PROGRAMS) --ignore-glob='*/test_memory.py' --every 29 $(ARGS)
@@ -130,7 +129,7 @@ test-arm: $(TOOLS)  ## cross-compile the C++ tests for 64-bit Arm and run them i
 	CXX=aarch64-linux-gnu-g++ $(CONFIGURE_CPP_TESTS) -B $(ARM) -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64
 	$(BIN)/cmake --build $(SANITIZER) --target kernels_test quantized_test
 	$(BIN)/cmake --build $(ARM) --target plan_test kernels_test quantized_test
-	$(BIN)/python tests/cpp/arm.py $(SANITIZER) $(ARM) $(ARM_CPUS)
+	$(BIN)/python tests/cpp/arm.py $(SANITIZER) $(ARM)
 
 test-compilers: $(TOOLS)  ## build with each of COMPILERS, and run a short list of tests
 	@set -e; test -n '$(strip $(COMPILERS))'; for compiler in $(COMPILERS); do \
