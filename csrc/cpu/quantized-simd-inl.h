@@ -114,13 +114,16 @@ inline constexpr int kSums = kGroupVectors;
 
 VR_INLINE Ints total(const Ints (&sums)[kSums], int v) { return sums[v]; }
 
-#if defined(__ARM_NEON)
-using RowStep = int16x4_t;  // of which the first two count
-VR_INLINE RowStep load_step(const int16_t* a) {
+// Two values of a row as one number.
+VR_INLINE uint32_t pair_at(const int16_t* a) {
   uint32_t pair;
   std::memcpy(&pair, a, sizeof(pair));
-  return vcreate_s16(pair);
+  return pair;
 }
+
+#if defined(__ARM_NEON)
+using RowStep = int16x4_t;  // of which the first two count
+VR_INLINE RowStep load_step(const int16_t* a) { return vcreate_s16(pair_at(a)); }
 VR_INLINE void store_values(int16_t* to, const Ints (&values)[kGroupVectors]) {
   for (int i = 0; i < kGroupVectors; ++i) vst1_s16(to + 4 * i, vmovn_s32(values[i]));
 }
@@ -159,9 +162,7 @@ VR_INLINE Pairs load_pairs(const int8_t* w) {
   return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w)));
 }
 VR_INLINE Pairs load_step(const int16_t* a) {
-  int32_t pair;
-  std::memcpy(&pair, a, sizeof(pair));
-  return _mm512_set1_epi32(pair);
+  return _mm512_set1_epi32(static_cast<int32_t>(pair_at(a)));
 }
 VR_INLINE Ints add_products(Ints sums, Pairs w, Pairs a) {
 #ifdef __AVX512VNNI__
@@ -176,9 +177,7 @@ VR_INLINE Pairs load_pairs(const int8_t* w) {
   return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w)));
 }
 VR_INLINE Pairs load_step(const int16_t* a) {
-  int32_t pair;
-  std::memcpy(&pair, a, sizeof(pair));
-  return _mm256_set1_epi32(pair);
+  return _mm256_set1_epi32(static_cast<int32_t>(pair_at(a)));
 }
 VR_INLINE Ints add_products(Ints sums, Pairs w, Pairs a) {
 #ifdef __AVXVNNI__
