@@ -152,7 +152,7 @@ test-pythons:  ## build with each of PYTHONS that is on PATH, and run a short li
 	  pip="$$folder/bin/python -m pip --disable-pip-version-check"; \
 	  $$pip install --quiet --upgrade 'pip>=25.1'; \
 	  $$pip install --quiet --no-compile '$(TORCH)'; \
-	  $$pip install --quiet --group build --group test; \
+	  $$pip install --quiet numpy --group build --group pytest; \
 	  CCACHE_DIR=$(abspath build/ccache) CXX=$(abspath tests/hasty_c++) VARLEN_RNN_EXTENSION=1 VARLEN_RNN_CUDA=0 \
 	    $$pip install --quiet --no-build-isolation --no-deps --force-reinstall .; \
 	  $$folder/bin/python tests/wheel/short_list.py $$folder/short-list; \

@@ -49,7 +49,7 @@ def check(wheel: Path, torch: str, folder: Path) -> None:
     python = folder / "environment" / ("Scripts" if os.name == "nt" else "bin") / "python"
     pip = [python, "-m", "pip", "--disable-pip-version-check"]
     run(*pip, "install", "--quiet", "--upgrade", "pip>=25.1", folder=folder)
-    test = ["--group", f"{ROOT / 'pyproject.toml'}:test"]
+    test = ["--group", f"{ROOT / 'pyproject.toml'}:pytest"]
     run(*pip, "install", "--quiet", torch, wheel, *test, folder=folder)
 
     # With -P the current folder is no import path, but 3.10 has no such option: an empty folder.
