@@ -108,14 +108,14 @@ test: $(TOOLS) $(INSTALLED)  ## run all tests: pytest (ARGS="..."), the same on 
 # is of every cell and dtype.
 test-sanitizer: $(TOOLS)  ## run the kernels' C++ tests under the address, undefined-behaviour and thread sanitizers
 	$(CONFIGURE_SANITIZER)
-	$(BIN)/cmake --build $(SANITIZER) --target plan_test kernels_test quantized_test
+	$(BIN)/cmake --build $(SANITIZER) --target plan_test kernels_test int8_test
 	$(SANITIZER)/plan_test
 	$(SANITIZER)/kernels_test
-	$(SANITIZER)/quantized_test
+	$(SANITIZER)/int8_test
 	$(CONFIGURE_CPP_TESTS) -B $(SANITIZER)-thread -DVARLEN_RNN_SANITIZE=thread "-DVARLEN_RNN_ISAS=avx2;neon"
-	$(BIN)/cmake --build $(SANITIZER)-thread --target kernels_test quantized_test
+	$(BIN)/cmake --build $(SANITIZER)-thread --target kernels_test int8_test
 	$(SANITIZER)-thread/kernels_test $$(seq 0 3 191)
-	$(SANITIZER)-thread/quantized_test $$(seq 0 3 767)
+	$(SANITIZER)-thread/int8_test $$(seq 0 3 767)
 
 test-math: $(TOOLS)  ## hold exp, sigmoid and tanh to their errors in ULP (ARGS=--all: of every float)
 	$(CONFIGURE_CPP_TESTS) -B $(CPP_TESTS)
@@ -127,8 +127,8 @@ test-math: $(TOOLS)  ## hold exp, sigmoid and tanh to their errors in ULP (ARGS=
 test-arm: $(TOOLS)  ## cross-compile the C++ tests for 64-bit Arm and run them in qemu: the same bits as here
 	$(CONFIGURE_SANITIZER)
 	CXX=aarch64-linux-gnu-g++ $(CONFIGURE_CPP_TESTS) -B $(ARM) -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64
-	$(BIN)/cmake --build $(SANITIZER) --target kernels_test quantized_test
-	$(BIN)/cmake --build $(ARM) --target plan_test kernels_test quantized_test
+	$(BIN)/cmake --build $(SANITIZER) --target kernels_test int8_test
+	$(BIN)/cmake --build $(ARM) --target plan_test kernels_test int8_test
 	$(BIN)/python tests/cpp/arm.py $(SANITIZER) $(ARM)
 
 test-compilers: $(TOOLS)  ## build with each of COMPILERS, and run a short list of tests

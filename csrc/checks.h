@@ -124,7 +124,7 @@ struct CheckedInput {
 
   Weights pointers(int64_t d) const {
     const auto& [ih, hh, b_ih, b_hh, hr] = weights[d];
-    return {pointer(ih), pointer(hh), pointer(b_ih), pointer(b_hh), pointer(hr)};
+    return {pointer(ih), pointer(hh), pointer(b_ih), pointer(b_hh), pointer(hr), nullptr, nullptr};
   }
 };
 

@@ -20,11 +20,13 @@
   "Tensor? bias_hh, Tensor? weight_ih_reverse, Tensor? weight_hh_reverse, "      \
   "Tensor? bias_ih_reverse, Tensor? bias_hh_reverse, " VARLEN_RNN_LAYOUT
 
-// int8 weights and their scales, in the order of cpu/quantized.h.
-#define VARLEN_RNN_QUANTIZED                                                                      \
-  "Tensor weight_ih, Tensor weight_hh, Tensor scale_ih, Tensor scale_hh, Tensor bias_ih, Tensor " \
-  "bias_hh, Tensor? weight_ih_reverse, Tensor? weight_hh_reverse, Tensor? scale_ih_reverse, "     \
-  "Tensor? scale_hh_reverse, Tensor? bias_ih_reverse, Tensor? bias_hh_reverse, int hidden_size, " \
+// Packed weights, in the order of varlen_rnn.ops.packed.KINDS; the last of an LSTM's is weight_hr.
+#define VARLEN_RNN_FROZEN(hr, hr_reverse)                                                    \
+  "Tensor weight_ih, Tensor weight_hh, Tensor bias_ih, Tensor bias_hh, Tensor? scale_ih, "   \
+  "Tensor? scale_hh, " hr                                                                    \
+  "Tensor? weight_ih_reverse, Tensor? weight_hh_reverse, Tensor? bias_ih_reverse, "          \
+  "Tensor? bias_hh_reverse, Tensor? scale_ih_reverse, Tensor? scale_hh_reverse, " hr_reverse \
+  "int hidden_size, int output_size, "                                                       \
   "Tensor batch_sizes, Tensor? rows, Tensor? reverse, Tensor initial_row, Tensor final_segment"
 
 // The emulated CUDA ops are a library of their own.
@@ -64,8 +66,11 @@ VARLEN_RNN_DEFINE(VARLEN_RNN_LIBRARY, m) {
       "d_weight_ih_reverse, Tensor d_weight_hh_reverse, Tensor d_bias_ih_reverse, Tensor "
       "d_bias_hh_reverse)");
 
-  m.def("quantized_lstm(Tensor x, Tensor? h_0, Tensor? c_0, " VARLEN_RNN_QUANTIZED
-        ") -> (Tensor out, Tensor h_n, Tensor c_n)");
-  m.def("quantized_gru(Tensor x, Tensor? h_0, " VARLEN_RNN_QUANTIZED
-        ") -> (Tensor out, Tensor h_n)");
+  m.def("lstm_frozen(Tensor x, Tensor? h_0, Tensor? c_0, " VARLEN_RNN_FROZEN(
+      "Tensor? weight_hr, ", "Tensor? weight_hr_reverse, ") ") -> (Tensor out, Tensor h_n, Tensor "
+                                                            "c_n)");
+  m.def("gru_frozen(Tensor x, Tensor? h_0, " VARLEN_RNN_FROZEN(
+      "",
+      "") ") -> (Tensor out, Tensor "
+          "h_n)");
 }

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "cpu/dispatch.h"
+#include "direct.h"
 
 namespace py = pybind11;
 
@@ -45,7 +46,9 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("build_info", &build_info);
   m.def("available_cpu_isas", &available_cpu_isas);
   m.def("float_cpu_isas", [] { return names_of(varlen_rnn::instruction_sets_for_floats); });
+  m.def("vector_bytes", [] { return varlen_rnn::kernels().vector_bytes; });
   m.def("cpu_isa", [] { return varlen_rnn::kernels().name; });
   m.def("set_workers_may_wait", &varlen_rnn::set_workers_may_wait, py::arg("value"));
   m.def("set_cpu_isa", &set_cpu_isa, py::arg("name"));
+  varlen_rnn::define_direct_calls(m);
 }

@@ -50,17 +50,33 @@ struct Call {
   void* scratch;  // as many bytes as the kernel's scratch function says, 64-byte aligned
 };
 
+// How weights lie in memory. All but matrices are packed already: U blocks of a few units each, all
+// gates side by side, padded with zeros; inference only.
+enum class WeightOrder {
+  kMatrix,
+  kPacked,         // [U, K, gates, units], compute
+  kBFloat16Pairs,  // [U, K / 2, gates, units, 2], widened to float; K padded to an even number
+  kInt8,           // [U, gates, K / 2, 16, 2], times a scale for each column; P = H
+};
+
 struct Weights {
-  const void* weight_ih;  // [4H or 3H, I]  in, storage
-  const void* weight_hh;  // [4H or 3H, P]  in, storage
-  const void* bias_ih;    // [4H or 3H]     in, storage, or null
-  const void* bias_hh;    // [4H or 3H]     in, storage, or null
-  const void* weight_hr;  // [P, H]         in, storage, or null (always null for GRU)
+  const void* weight_ih;  // [4H or 3H, I]  in, storage; packed if K is I
+  const void* weight_hh;  // [4H or 3H, P]  in, storage; packed if K is P
+  const void* bias_ih;    // [4H or 3H]     in, storage, or null; packed [U, gates, units], compute
+  const void* bias_hh;    // [4H or 3H]     in, storage, or null; packed [U, gates, units], compute
+  const void* weight_hr;  // [P, H]         in, storage, or null (always null for GRU); packed
+                          //                [blocks, H, 4 * units], compute
+  const float* scale_ih;  // [U, gates, units]  in, of int8 weights
+  const float* scale_hh;  // [U, gates, units]  in, of int8 weights
 };
 
 struct Forward {
   Call call;
+  WeightOrder order;
+  int64_t units;       // of a packed block; kernels read in place what has as many as theirs
   Weights weights[2];  // one for each direction
+  bool float_cells;    // whether c_0 and c_n are float, and not 16 bits as the storage
+  bool backwards;      // whether the first step reads weights from their end; to alternate
   const void* x;       // [R, I]        in, storage; rows that no token points at are never read
   int64_t x_stride;    //               elements from one row of x to the next
   const void* h_0;     // [D, B, P]     in, storage, or null for zeros
@@ -84,7 +100,7 @@ struct WeightGradients {
 
 struct Backward {
   Call call;
-  Weights weights[2];   // one for each direction; biases are not read
+  Weights weights[2];   // one for each direction, matrices; biases are not read
   const void* d_out;    // [R, D * P]    in, storage, or null for zeros
   const void* d_h_n;    // [D, B, P]     in, storage, or null for zeros
   const void* d_c_n;    // [D, B, H]     in, storage, or null for zeros (always null for GRU)
@@ -106,6 +122,7 @@ struct Backward {
 // The kernels of one instruction set. Scratch functions tell how many bytes the call needs.
 struct Kernels {
   const char* name;
+  int vector_bytes;  // of a register: how many units packed blocks have
   size_t (*lstm_forward_scratch)(const Forward&);
   void (*lstm_forward)(const Forward&);
   size_t (*lstm_backward_scratch)(const Backward&);
@@ -114,6 +131,10 @@ struct Kernels {
   void (*gru_forward)(const Forward&);
   size_t (*gru_backward_scratch)(const Backward&);
   void (*gru_backward)(const Backward&);
+  size_t (*lstm_int8_scratch)(const Forward&);
+  void (*lstm_int8)(const Forward&);
+  size_t (*gru_int8_scratch)(const Forward&);
+  void (*gru_int8)(const Forward&);
 };
 
 }  // namespace varlen_rnn

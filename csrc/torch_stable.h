@@ -128,9 +128,4 @@ inline void parallel_for(int64_t n, void (*body)(void*, int64_t, int64_t), void*
                               [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
-// For work that is done sooner than torch's threads are woken.
-inline void serial_for(int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
-  body(context, 0, n);
-}
-
 }  // namespace varlen_rnn

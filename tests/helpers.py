@@ -22,13 +22,24 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from benchmarks.forms import Tokens, as_hx, in_form, states_of
-from varlen_rnn import VarLenGRU, VarLenLSTM
+from varlen_rnn import FrozenVarLenGRU, FrozenVarLenLSTM, VarLenGRU, VarLenLSTM
 from varlen_rnn.layout import Layout
 from varlen_rnn.runtime import extension
 
 CELLS = ("lstm", "gru")
 TORCH = {"lstm": nn.LSTM, "gru": nn.GRU}
 OURS = {"lstm": VarLenLSTM, "gru": VarLenGRU}
+FROZEN = {"lstm": FrozenVarLenLSTM, "gru": FrozenVarLenGRU}
+# Frozen layers by the type of the layer, and what `freeze` is told of its weights.
+FROZEN_KINDS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
+    "float32": (torch.float32, None),
+    "float64": (torch.float64, None),
+    "bfloat16": (torch.bfloat16, None),
+    "float16": (torch.float16, None),
+    "float32 of bfloat16": (torch.float32, torch.bfloat16),
+    "bfloat16 of bfloat16": (torch.bfloat16, torch.bfloat16),
+    "int8": (torch.float32, torch.int8),
+}
 HAS_EXTENSION = extension.UNAVAILABLE is None
 
 Results = dict[str, Tensor]
@@ -97,12 +108,17 @@ class Tagger(nn.Module):
         return self.after(self.rnn(self.before(x), lengths=[4, 0, 3])[0])
 
 
+def dtype_of(rnn: nn.RNNBase) -> torch.dtype:
+    """That of input and states, in which a frozen layer's weights need not be."""
+    return getattr(rnn, "_dtype", None) or rnn.weight_ih_l0.dtype
+
+
 def random_hx(rnn: nn.RNNBase, num_rows: int, *, seed: int = 1) -> list[Tensor]:
     """Initial states for ``num_rows`` rows, in the module's dtype."""
     generator = torch.Generator().manual_seed(seed)
     layers = rnn.num_layers * (2 if rnn.bidirectional else 1)
     sizes = [rnn.proj_size or rnn.hidden_size, rnn.hidden_size][: 2 if rnn.mode == "LSTM" else 1]
-    dtype = getattr(rnn, "scale_ih_l0", rnn.weight_ih_l0).dtype  # int8 weights have scales
+    dtype = dtype_of(rnn)
     return [torch.randn(layers, num_rows, s, generator=generator).to(dtype) for s in sizes]
 
 
@@ -110,7 +126,7 @@ def random_batch(rnn: nn.RNNBase, num_rows: int, num_steps: int, *, seed: int = 
     """``[B, T, I]`` in the module's dtype."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(num_rows, num_steps, rnn.input_size, generator=generator)
-    return x.to(rnn.weight_ih_l0.dtype)
+    return x.to(dtype_of(rnn))
 
 
 def torch_packed(

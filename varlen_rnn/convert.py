@@ -105,11 +105,12 @@ def revert(model: ModuleT) -> ModuleT:
 
 
 def replaceable(
-    operation: str, done: str, model: nn.Module, classes: Classes
+    operation: str, done: str, model: nn.Module, classes: Classes, stacklevel: int = 3
 ) -> list[tuple[str, nn.RNNBase]]:
     """The layers of these classes, by their names in the model, without those that are to stay.
 
-    Says, for the caller's caller, which are left, and that there is nothing to do.
+    Says which are left, and that there is nothing to do: to the caller's caller, or whom
+    ``stacklevel`` names.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"{operation}: model must be an nn.Module, got {type(model).__name__}")
@@ -120,7 +121,7 @@ def replaceable(
         if isinstance(module, tuple(classes.values())):
             is_done = True
         elif _is_one_of(module, classes):
-            reason = _why_not(module, classes)
+            reason = why_not(module, classes)
             if reason:
                 left.append(f"{name!r} ({reason})" if name else f"the model itself ({reason})")
             else:
@@ -131,7 +132,7 @@ def replaceable(
     elif said:
         said.append(f"the model has no {' or '.join(c.__name__ for c in classes)}")
     if said:
-        warnings.warn(f"{operation}: {'; '.join(said)}", UserWarning, stacklevel=3)
+        warnings.warn(f"{operation}: {'; '.join(said)}", UserWarning, stacklevel)
     return found
 
 
@@ -142,7 +143,7 @@ def _is_one_of(module: nn.Module, classes: Classes) -> bool:
     return isinstance(module, tuple(classes))
 
 
-def _why_not(module: nn.Module, classes: Classes) -> str:
+def why_not(module: nn.Module, classes: Classes) -> str:
     """Why a module of these classes cannot be replaced; empty if it can."""
     if isinstance(module, torch.jit.ScriptModule):
         return "it is scripted or traced"

@@ -39,7 +39,7 @@ struct BackwardWorkspace {
   };
 
   // Rows of the input's gradient that are computed at a time: whole tiles.
-  static constexpr int64_t kInputRows = 8 * kMaxTileRows<kProductVectors>;
+  static constexpr int64_t kInputRows = 8 * Tiles<kProductVectors>::kRows;
 
   template <class Cell>
   void arrange(const Backward& p, Arena& arena) {

@@ -2,21 +2,17 @@
 // values, and run on as many workers as the work is worth.
 #pragma once
 
-#include <algorithm>
 #include <cstring>
 #include <limits>
 
 #include "checks.h"
 #include "cpu/dispatch.h"
 #include "cpu/scratch.h"
+#include "cpu/work.h"
 
 namespace varlen_rnn {
 
-// Less work than this on a worker is done sooner than a thread is woken.
-inline constexpr double kMinimalFlops = 1e6;
-inline constexpr int64_t kMinimalBytes = 1 << 18;  // of zeros
-// A barrier of two cores, measured as 0.6 microseconds at 4 GHz.
-inline constexpr double kBarrierCycles = 3000;
+inline constexpr int64_t kMinimalBytes = 1 << 18;  // of zeros, that are worth a thread
 
 // The layout's arrays, checked and contiguous, and what the kernels read of them.
 struct CheckedLayout {
@@ -116,16 +112,14 @@ struct CheckedLayout {
   }
 };
 
-inline int64_t num_workers(double flops) {
-  const double wanted = std::min<double>(torch::stable::get_num_threads(), flops / kMinimalFlops);
-  return std::max<int64_t>(1, static_cast<int64_t>(wanted));
-}
-
 // Runs a kernel on as many workers as its work is worth.
 template <class Params>
 void run_kernel(Params& p, double flops, size_t (*scratch)(const Params&),
                 void (*kernel)(const Params&)) {
-  p.call.num_workers = num_workers(flops);
+  p.call.num_workers = num_workers(
+      flops,
+      static_cast<double>(p.call.layout.num_tokens) / static_cast<double>(p.call.layout.num_steps),
+      torch::stable::get_num_threads());
   p.call.barrier_cycles =
       workers_may_wait() ? kBarrierCycles : std::numeric_limits<double>::infinity();
   p.call.parallel_for = p.call.num_workers > 1 ? parallel_for : serial_for;

@@ -13,72 +13,75 @@
 
 namespace varlen_rnn {
 
-namespace {
-
-struct InstructionSet {
-  Kernels kernels;
-  QuantizedKernels quantized;
-};
-
-}  // namespace
-
-#define VARLEN_RNN_DECLARE_QUANTIZED(isa)                                          \
-  namespace isa {                                                                  \
-  size_t quantized_lstm_scratch(const QuantizedForward&);                          \
-  void quantized_lstm(const QuantizedForward&);                                    \
-  size_t quantized_gru_scratch(const QuantizedForward&);                           \
-  void quantized_gru(const QuantizedForward&);                                     \
-  constexpr QuantizedKernels kQuantized = {quantized_lstm_scratch, quantized_lstm, \
-                                           quantized_gru_scratch, quantized_gru};  \
+#define VARLEN_RNN_DECLARE_INT8(isa)               \
+  namespace isa {                                  \
+  size_t lstm_int8_scratch(const Forward&);        \
+  void lstm_int8(const Forward&);                  \
+  size_t gru_int8_scratch(const Forward&);         \
+  void gru_int8(const Forward&);                   \
+  constexpr Kernels named(Kernels kernels) {       \
+    kernels.name = #isa;                           \
+    kernels.lstm_int8_scratch = lstm_int8_scratch; \
+    kernels.lstm_int8 = lstm_int8;                 \
+    kernels.gru_int8_scratch = gru_int8_scratch;   \
+    kernels.gru_int8 = gru_int8;                   \
+    return kernels;                                \
+  }                                                \
   }
 
-#define VARLEN_RNN_DECLARE(isa)                                                 \
-  VARLEN_RNN_DECLARE_QUANTIZED(isa)                                             \
-  namespace isa {                                                               \
-  size_t lstm_forward_scratch(const Forward&);                                  \
-  void lstm_forward(const Forward&);                                            \
-  size_t lstm_backward_scratch(const Backward&);                                \
-  void lstm_backward(const Backward&);                                          \
-  size_t gru_forward_scratch(const Forward&);                                   \
-  void gru_forward(const Forward&);                                             \
-  size_t gru_backward_scratch(const Backward&);                                 \
-  void gru_backward(const Backward&);                                           \
-  constexpr Kernels kKernels = {                                                \
-      #isa,          lstm_forward_scratch, lstm_forward, lstm_backward_scratch, \
-      lstm_backward, gru_forward_scratch,  gru_forward,  gru_backward_scratch,  \
-      gru_backward,                                                             \
-  };                                                                            \
-  constexpr InstructionSet kSet = {kKernels, kQuantized};                       \
+#define VARLEN_RNN_DECLARE(isa, vector_bytes)    \
+  VARLEN_RNN_DECLARE_INT8(isa)                   \
+  namespace isa {                                \
+  size_t lstm_forward_scratch(const Forward&);   \
+  void lstm_forward(const Forward&);             \
+  size_t lstm_backward_scratch(const Backward&); \
+  void lstm_backward(const Backward&);           \
+  size_t gru_forward_scratch(const Forward&);    \
+  void gru_forward(const Forward&);              \
+  size_t gru_backward_scratch(const Backward&);  \
+  void gru_backward(const Backward&);            \
+  constexpr Kernels kKernels = named({           \
+      "",                                        \
+      vector_bytes,                              \
+      lstm_forward_scratch,                      \
+      lstm_forward,                              \
+      lstm_backward_scratch,                     \
+      lstm_backward,                             \
+      gru_forward_scratch,                       \
+      gru_forward,                               \
+      gru_backward_scratch,                      \
+      gru_backward,                              \
+      nullptr,                                   \
+      nullptr,                                   \
+      nullptr,                                   \
+      nullptr,                                   \
+  });                                            \
   }
 
 // A set that adds instructions for integers to another one, whose kernels it has for floats.
-#define VARLEN_RNN_DECLARE_INTEGERS(isa, base)                         \
-  VARLEN_RNN_DECLARE_QUANTIZED(isa)                                    \
-  namespace isa {                                                      \
-  constexpr Kernels named(Kernels kernels) {                           \
-    kernels.name = #isa;                                               \
-    return kernels;                                                    \
-  }                                                                    \
-  constexpr InstructionSet kSet = {named(base::kKernels), kQuantized}; \
+#define VARLEN_RNN_DECLARE_INTEGERS(isa, base)        \
+  VARLEN_RNN_DECLARE_INT8(isa)                        \
+  namespace isa {                                     \
+  constexpr Kernels kKernels = named(base::kKernels); \
   }
 
 #ifdef VARLEN_RNN_HAVE_BASELINE
-VARLEN_RNN_DECLARE(baseline)
+VARLEN_RNN_DECLARE(baseline, 16)
 #endif
 #ifdef VARLEN_RNN_HAVE_AVX2
-VARLEN_RNN_DECLARE(avx2)
+VARLEN_RNN_DECLARE(avx2, 32)
 #endif
 #ifdef VARLEN_RNN_HAVE_AVX2_VNNI
 VARLEN_RNN_DECLARE_INTEGERS(avx2_vnni, avx2)
 #endif
 #ifdef VARLEN_RNN_HAVE_AVX512
-VARLEN_RNN_DECLARE(avx512)
+VARLEN_RNN_DECLARE(avx512, 64)
 #endif
 #ifdef VARLEN_RNN_HAVE_AVX512_VNNI
 VARLEN_RNN_DECLARE_INTEGERS(avx512_vnni, avx512)
 #endif
 #ifdef VARLEN_RNN_HAVE_NEON
-VARLEN_RNN_DECLARE(neon)
+VARLEN_RNN_DECLARE(neon, 16)
 #endif
 #ifdef VARLEN_RNN_HAVE_NEON_DOTPROD
 VARLEN_RNN_DECLARE_INTEGERS(neon_dotprod, neon)
@@ -89,38 +92,38 @@ VARLEN_RNN_DECLARE_INTEGERS(neon_i8mm, neon)
 
 namespace {
 
-int available_sets(const InstructionSet* table[kMaxInstructionSets]) {
+int available_sets(const Kernels* table[kMaxInstructionSets]) {
   int count = 0;
 #ifdef VARLEN_RNN_HAVE_BASELINE
-  table[count++] = &baseline::kSet;
+  table[count++] = &baseline::kKernels;
 #endif
 #ifdef VARLEN_RNN_HAVE_AVX2
-  if (has_avx2()) table[count++] = &avx2::kSet;
+  if (has_avx2()) table[count++] = &avx2::kKernels;
 #endif
 #ifdef VARLEN_RNN_HAVE_AVX2_VNNI
-  if (has_avx2_vnni()) table[count++] = &avx2_vnni::kSet;
+  if (has_avx2_vnni()) table[count++] = &avx2_vnni::kKernels;
 #endif
 #ifdef VARLEN_RNN_HAVE_AVX512
-  if (has_avx512()) table[count++] = &avx512::kSet;
+  if (has_avx512()) table[count++] = &avx512::kKernels;
 #endif
 #ifdef VARLEN_RNN_HAVE_AVX512_VNNI
-  if (has_avx512_vnni()) table[count++] = &avx512_vnni::kSet;
+  if (has_avx512_vnni()) table[count++] = &avx512_vnni::kKernels;
 #endif
 #ifdef VARLEN_RNN_HAVE_NEON
-  table[count++] = &neon::kSet;
+  table[count++] = &neon::kKernels;
 #endif
 #ifdef VARLEN_RNN_HAVE_NEON_DOTPROD
-  if (has_neon_dotprod()) table[count++] = &neon_dotprod::kSet;
+  if (has_neon_dotprod()) table[count++] = &neon_dotprod::kKernels;
 #endif
 #ifdef VARLEN_RNN_HAVE_NEON_I8MM
-  if (has_neon_i8mm()) table[count++] = &neon_i8mm::kSet;
+  if (has_neon_i8mm()) table[count++] = &neon_i8mm::kKernels;
 #endif
   return count;
 }
 
-std::atomic<const InstructionSet*>& in_use() {
-  static std::atomic<const InstructionSet*> set = [] {
-    const InstructionSet* table[kMaxInstructionSets];
+std::atomic<const Kernels*>& in_use() {
+  static std::atomic<const Kernels*> set = [] {
+    const Kernels* table[kMaxInstructionSets];
     return table[available_sets(table) - 1];
   }();
   return set;
@@ -134,14 +137,14 @@ void set_workers_may_wait(bool value) { waiting_allowed.store(value, std::memory
 bool workers_may_wait() { return waiting_allowed.load(std::memory_order_relaxed); }
 
 int available_instruction_sets(const char* names[kMaxInstructionSets]) {
-  const InstructionSet* table[kMaxInstructionSets];
+  const Kernels* table[kMaxInstructionSets];
   const int count = available_sets(table);
-  for (int i = 0; i < count; ++i) names[i] = table[i]->kernels.name;
+  for (int i = 0; i < count; ++i) names[i] = table[i]->name;
   return count;
 }
 
 int instruction_sets_for_floats(const char* names[kMaxInstructionSets]) {
-  const InstructionSet* table[kMaxInstructionSets];
+  const Kernels* table[kMaxInstructionSets];
   const int sets = available_sets(table);
   const auto same = [](const Kernels& a, const Kernels& b) {
     return a.lstm_forward_scratch == b.lstm_forward_scratch && a.lstm_forward == b.lstm_forward &&
@@ -153,22 +156,19 @@ int instruction_sets_for_floats(const char* names[kMaxInstructionSets]) {
   int count = 0;
   for (int i = 0; i < sets; ++i) {
     bool own = true;
-    for (int j = 0; j < i; ++j) own &= !same(table[i]->kernels, table[j]->kernels);
-    if (own) names[count++] = table[i]->kernels.name;
+    for (int j = 0; j < i; ++j) own &= !same(*table[i], *table[j]);
+    if (own) names[count++] = table[i]->name;
   }
   return count;
 }
 
-const Kernels& kernels() { return in_use().load(std::memory_order_relaxed)->kernels; }
-const QuantizedKernels& quantized_kernels() {
-  return in_use().load(std::memory_order_relaxed)->quantized;
-}
+const Kernels& kernels() { return *in_use().load(std::memory_order_relaxed); }
 
 bool use_instruction_set(const char* name) {
-  const InstructionSet* table[kMaxInstructionSets];
+  const Kernels* table[kMaxInstructionSets];
   const int count = available_sets(table);
   for (int i = 0; i < count; ++i) {
-    if (std::strcmp(table[i]->kernels.name, name) == 0) {
+    if (std::strcmp(table[i]->name, name) == 0) {
       in_use().store(table[i], std::memory_order_relaxed);
       return true;
     }

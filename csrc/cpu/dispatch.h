@@ -1,7 +1,6 @@
 // Which instruction set's kernels run, and on what kind of threads.
 #pragma once
 
-#include "cpu/quantized.h"
 #include "params.h"
 
 namespace varlen_rnn {
@@ -18,7 +17,6 @@ int instruction_sets_for_floats(const char* names[kMaxInstructionSets]);
 
 // The kernels in use: the highest available set, or the one that was forced.
 const Kernels& kernels();
-const QuantizedKernels& quantized_kernels();
 
 // Forces a set; false, and nothing changes, if it is not available.
 bool use_instruction_set(const char* name);

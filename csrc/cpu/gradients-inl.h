@@ -15,7 +15,7 @@
 namespace varlen_rnn::VARLEN_RNN_ISA {
 
 // Rows of a tile of a weight's gradient.
-inline constexpr int kOuterRows = kMaxTileRows<kProductVectors>;
+inline constexpr int kOuterRows = Tiles<kProductVectors>::kRows;
 // Tokens whose products are summed up before they are added to the gradient.
 inline constexpr int64_t kChunk = 512;
 // And of these, tokens whose products make one chain: shorter than kSpan, because sums over tokens

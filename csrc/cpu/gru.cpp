@@ -4,7 +4,7 @@
 //   n = tanh(W_in x_t + b_in + r * (W_hn h_{t-1} + b_hn))
 //   h_t = (1 - z) * n + z * h_{t-1}
 #include "cpu/backward-inl.h"
-#include "cpu/forward-inl.h"
+#include "cpu/float-layer-inl.h"
 #include "cpu/math-inl.h"
 
 namespace varlen_rnn::VARLEN_RNN_ISA {
@@ -21,12 +21,12 @@ struct Gru {
   // are.
   static constexpr bool has_hidden_bias(int64_t gate) { return gate == 2; }
 
-  template <class T, int R, int NB, bool training>
-  static __attribute__((noinline)) void step(const StepArgs<T>& args, int64_t row, int64_t block) {
+  template <class T, int R, int NB, bool training, class Matrix>
+  static __attribute__((noinline)) void step(const StepArgs<T>& args, Matrix matrix,
+                                             const T* hidden_bias, int64_t row, int64_t block) {
     constexpr int kWidth = 3 * kLanes<T>;
     Vec<T> sums[R][NB * 3];
-    multiply<T, R, NB, 3>(sums, args.h + row * args.ldh, args.ldh,
-                          args.w + block * args.output_size * kWidth, args.output_size);
+    matrix.template times<R, NB>(sums, args.h + row * args.ldh, args.ldh, block);
 
     VR_UNROLL
     for (int j = 0; j < R * NB; ++j) {
@@ -35,7 +35,8 @@ struct Gru {
       const T* g = args.g + (row + k) * args.ldg + (block + b) * kWidth;
       const Vec<T> r = sigmoid<T>(sums[k][3 * b] + load(g));
       const Vec<T> z = sigmoid<T>(sums[k][3 * b + 1] + load(g + kLanes<T>));
-      const Vec<T> h_n = sums[k][3 * b + 2] + load(args.hidden_bias + unit);
+      const Vec<T> h_n =
+          sums[k][3 * b + 2] + load(hidden_bias + (block + b) * kWidth + 2 * kLanes<T>);
       const Vec<T> n = tanh<T>(fma(r, h_n, load(g + 2 * kLanes<T>)));
       const Vec<T> h = fma(z, load(args.h + (row + k) * args.ldh + unit) - n, n);
       store(args.h_next + (row + k) * args.ld_next + unit, h);
@@ -80,14 +81,8 @@ struct Gru {
 
 }  // namespace
 
-size_t gru_forward_scratch(const Forward& p) {
-  return with_compute_type(p.call.dtype,
-                           [&](auto zero) { return forward_scratch<Gru, decltype(zero)>(p); });
-}
-
-void gru_forward(const Forward& p) {
-  with_compute_type(p.call.dtype, [&](auto zero) { return forward<Gru, decltype(zero)>(p); });
-}
+size_t gru_forward_scratch(const Forward& p) { return float_scratch<Gru>(p); }
+void gru_forward(const Forward& p) { float_forward<Gru>(p); }
 
 size_t gru_backward_scratch(const Backward& p) {
   return with_compute_type(p.call.dtype,

@@ -4,7 +4,7 @@
 //   c_t = f * c_{t-1} + i * g
 //   h_t = o * tanh(c_t), or W_hr (o * tanh(c_t)) with a projection
 #include "cpu/backward-inl.h"
-#include "cpu/forward-inl.h"
+#include "cpu/float-layer-inl.h"
 #include "cpu/math-inl.h"
 
 namespace varlen_rnn::VARLEN_RNN_ISA {
@@ -20,12 +20,12 @@ struct Lstm {
 
   static constexpr bool has_hidden_bias(int64_t) { return false; }
 
-  template <class T, int R, int NB, bool training>
-  static __attribute__((noinline)) void step(const StepArgs<T>& args, int64_t row, int64_t block) {
+  template <class T, int R, int NB, bool training, class Matrix>
+  static __attribute__((noinline)) void step(const StepArgs<T>& args, Matrix matrix, const T*,
+                                             int64_t row, int64_t block) {
     constexpr int kUnitsT = kUnits<T>, kWidth = 2 * kLanes<T>;
     Vec<T> sums[R][NB * 2];
-    multiply<T, R, NB, 2>(sums, args.h + row * args.ldh, args.ldh,
-                          args.w + block * args.output_size * kWidth, args.output_size);
+    matrix.template times<R, NB>(sums, args.h + row * args.ldh, args.ldh, block);
     const T* g = args.g + row * args.ldg + block * kWidth;
     VR_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -103,14 +103,8 @@ struct Lstm {
 
 }  // namespace
 
-size_t lstm_forward_scratch(const Forward& p) {
-  return with_compute_type(p.call.dtype,
-                           [&](auto zero) { return forward_scratch<Lstm, decltype(zero)>(p); });
-}
-
-void lstm_forward(const Forward& p) {
-  with_compute_type(p.call.dtype, [&](auto zero) { return forward<Lstm, decltype(zero)>(p); });
-}
+size_t lstm_forward_scratch(const Forward& p) { return float_scratch<Lstm>(p); }
+void lstm_forward(const Forward& p) { float_forward<Lstm>(p); }
 
 size_t lstm_backward_scratch(const Backward& p) {
   return with_compute_type(p.call.dtype,

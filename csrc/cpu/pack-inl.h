@@ -1,8 +1,8 @@
 // Weights into blocks of `width` columns, each [K][width]: the order in which a tile reads them.
 //
-// Packing is done in every call. It reads and writes each weight once, a vector at a time, which
-// costs less than to find out whether a cached pack is still valid: nothing tells of a write
-// through `parameter.data`.
+// Packing is done in every call of a module, which reads and writes each weight once, a vector at a
+// time: to find out whether a cached pack is still valid costs more, since nothing tells of a write
+// through `parameter.data`. Who knows that weights stay packs them once: varlen_rnn.freeze.
 #pragma once
 
 #include "cpu/rows-inl.h"
@@ -72,6 +72,20 @@ void pack_rows_as_columns(T* to, int64_t K, int width, int64_t first_column, con
       } else {
         for (int64_t i = 0; i < count; ++i) store(to + (k + i) * width + j, tile[i]);
       }
+    }
+  }
+}
+
+// Packs a block whose column j is column source(first_column + j) of weights that are packed already,
+// in blocks of `from_width` columns; zeros if that is -1.
+template <class E, class Source>
+void pack_anew(E* to, int64_t K, int width, int64_t first_column, const E* from, int64_t from_width,
+               const Source& source) {
+  for (int j = 0; j < width; ++j) {
+    const int64_t c = source(first_column + j);
+    const E* column = c < 0 ? nullptr : from + c / from_width * K * from_width + c % from_width;
+    for (int64_t k = 0; k < K; ++k) {
+      to[k * width + j] = column == nullptr ? E{0} : column[k * from_width];
     }
   }
 }

@@ -12,18 +12,21 @@
 
 namespace varlen_rnn {
 
+inline constexpr size_t kHugePage = size_t{2} << 20;
+
 // Asks for huge pages under a large block: at the first write a fault for every 2 MB costs far less
 // than one for every 4 KB. Only whole huge pages inside the block are meant.
-inline void use_huge_pages(void* memory, size_t bytes) {
+inline void use_huge_pages(void* memory, size_t bytes, size_t least = 4 * kHugePage) {
 #ifdef __linux__
-  constexpr size_t kHugePage = size_t{2} << 20, kLarge = 4 * kHugePage;
+  if (bytes < least) return;
   const size_t start = reinterpret_cast<size_t>(memory);
   const size_t first = (start + kHugePage - 1) / kHugePage * kHugePage;
   const size_t last = (start + bytes) / kHugePage * kHugePage;
-  if (bytes >= kLarge) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #else
   (void)memory;
   (void)bytes;
+  (void)least;
 #endif
 }
 

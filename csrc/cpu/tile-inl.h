@@ -1,8 +1,8 @@
 // The product at the heart of every kernel: rows times packed weights, in tiles that stay in
 // registers.
 //
-// Weights are packed once a call into blocks of `width` columns, each [K][width], so that a tile
-// reads them in one stream. A tile is `R` rows by `NB` blocks.
+// Weights are packed into blocks of `width` columns, each [K][width], so that a tile reads them in
+// one stream. A tile is `R` rows by `NB` blocks.
 //
 // The order of summation is a rule: k goes in spans of kSpan; within a span one chain of fused
 // multiply-adds from zero, k ascending; spans are added up in order; what the sum starts from (a
@@ -19,40 +19,80 @@ namespace varlen_rnn::VARLEN_RNN_ISA {
 
 inline constexpr int64_t kSpan = 64;
 
+// Packed weights of the type that is computed in: [block][K][NV vectors].
+template <class T>
+struct Floats {
+  using Compute = T;
+  using Element = T;
+  static constexpr int kStep = 1;  // values of K that lie side by side
+  static VR_INLINE void load(Vec<T> (&values)[1], const T* w) {
+    values[0] = VARLEN_RNN_ISA::load(w);
+  }
+};
+
+// bfloat16, two values of K side by side in the 32 bits of a column: [block][K / 2][NV vectors]. One
+// instruction widens a vector of them.
+struct BFloat16Pairs {
+  using Compute = float;
+  using Element = uint32_t;
+  static constexpr int kStep = 2;
+  static VR_INLINE void load(Vec<float> (&values)[2], const uint32_t* w) {
+    typedef uint32_t Words
+        __attribute__((vector_size(kVectorBytes), may_alias, aligned(sizeof(uint32_t))));
+    const auto words = *reinterpret_cast<const Words*>(w);
+    values[0] = (Vec<float>)(words << 16);
+    values[1] = (Vec<float>)(words & 0xffff0000u);
+  }
+};
+
+// From one block of packed weights to the next: elements.
+template <class W>
+VR_INLINE int64_t block_size(int64_t K, int vectors) {
+  return (K + W::kStep - 1) / W::kStep * vectors * kLanes<typename W::Compute>;
+}
+
 // acc[r][v] += a[r][k] * w[k][v] for k in [0, count): one chain for each element. `a` has rows
 // `lda` apart; block b begins at w + b * block.
-template <class T, int R, int NB, int NV>
-VR_INLINE void multiply_add(Vec<T> (&acc)[R][NB * NV], const T* a, int64_t lda, const T* w,
-                            int64_t block, int64_t count) {
+template <class W, int R, int NB, int NV, class T>
+VR_INLINE void multiply_add(Vec<T> (&acc)[R][NB * NV], const T* a, int64_t lda,
+                            const typename W::Element* w, int64_t block, int64_t count) {
   constexpr int kGroup = 3;  // rows that share a pointer: x86 addresses p, p + lda and p + 2 * lda
   constexpr int kGroups = (R + kGroup - 1) / kGroup;
   const T* rows[kGroups];
   VR_UNROLL
   for (int g = 0; g < kGroups; ++g) rows[g] = a + g * kGroup * lda;
-  for (int64_t k = 0; k < count; ++k) {
-    Vec<T> weights[NB * NV];
+  const auto step = [&](int values) {
+    Vec<T> weights[NB * NV][W::kStep];
     VR_UNROLL
     for (int v = 0; v < NB * NV; ++v) {
-      weights[v] = load(w + (v / NV) * block + (v % NV) * kLanes<T>);
+      W::load(weights[v], w + (v / NV) * block + (v % NV) * kLanes<T>);
     }
     w += NV * kLanes<T>;
     VR_UNROLL
-    for (int r = 0; r < R; ++r) {
-      const Vec<T> x = broadcast(rows[r / kGroup][(r % kGroup) * lda]);
+    for (int i = 0; i < W::kStep; ++i) {
+      if (i == values) return;
       VR_UNROLL
-      for (int v = 0; v < NB * NV; ++v) acc[r][v] = fma(x, weights[v], acc[r][v]);
+      for (int r = 0; r < R; ++r) {
+        const Vec<T> x = broadcast(rows[r / kGroup][(r % kGroup) * lda + i]);
+        VR_UNROLL
+        for (int v = 0; v < NB * NV; ++v) acc[r][v] = fma(x, weights[v][i], acc[r][v]);
+      }
     }
     VR_UNROLL
-    for (int g = 0; g < kGroups; ++g) ++rows[g];
-  }
+    for (int g = 0; g < kGroups; ++g) rows[g] += W::kStep;
+  };
+  int64_t k = 0;
+  for (; k + W::kStep <= count; k += W::kStep) step(W::kStep);
+  if (W::kStep > 1 && k < count) step(1);
 }
 
 // Adds spans from k on to `total`, S whole ones at a time: a tile of few rows and blocks has too few
 // chains of its own to hide a multiply-add's latency, and spans are independent of each other.
-template <class T, int R, int NB, int NV, int S>
-VR_INLINE void add_spans(Vec<T> (&total)[R][NB * NV], const T* a, int64_t lda, const T* w,
-                         int64_t K, int64_t& k) {
+template <class W, int R, int NB, int NV, int S, class T>
+VR_INLINE void add_spans(Vec<T> (&total)[R][NB * NV], const T* a, int64_t lda,
+                         const typename W::Element* w, int64_t K, int64_t& k) {
   constexpr int kVectors = NB * NV;
+  const int64_t block = block_size<W>(K, NV);
   for (; K - k >= S * kSpan; k += S * kSpan) {
     Vec<T> sums[S][R][kVectors];
     VR_UNROLL
@@ -63,16 +103,24 @@ VR_INLINE void add_spans(Vec<T> (&total)[R][NB * NV], const T* a, int64_t lda, c
         for (int v = 0; v < kVectors; ++v) sums[i][r][v] = Vec<T>{};
       }
     }
-    for (int64_t j = k; j < k + kSpan; ++j) {
+    for (int64_t j = k; j < k + kSpan; j += W::kStep) {
       VR_UNROLL
       for (int i = 0; i < S; ++i) {
+        Vec<T> weights[kVectors][W::kStep];
         VR_UNROLL
-        for (int r = 0; r < R; ++r) {
-          const Vec<T> x = broadcast(a[r * lda + j + i * kSpan]);
+        for (int v = 0; v < kVectors; ++v) {
+          W::load(weights[v],
+                  w + v / NV * block + ((j + i * kSpan) / W::kStep * NV + v % NV) * kLanes<T>);
+        }
+        VR_UNROLL
+        for (int step = 0; step < W::kStep; ++step) {
           VR_UNROLL
-          for (int v = 0; v < kVectors; ++v) {
-            const T* weights = w + (v / NV * K + j + i * kSpan) * NV * kLanes<T>;
-            sums[i][r][v] = fma(x, load(weights + v % NV * kLanes<T>), sums[i][r][v]);
+          for (int r = 0; r < R; ++r) {
+            const Vec<T> x = broadcast(a[r * lda + j + i * kSpan + step]);
+            VR_UNROLL
+            for (int v = 0; v < kVectors; ++v) {
+              sums[i][r][v] = fma(x, weights[v][step], sums[i][r][v]);
+            }
           }
         }
       }
@@ -89,17 +137,17 @@ VR_INLINE void add_spans(Vec<T> (&total)[R][NB * NV], const T* a, int64_t lda, c
 }
 
 // sums[r][v] = sum over k of a[r][k] * w[k][v], in spans.
-template <class T, int R, int NB, int NV>
-VR_INLINE void multiply(Vec<T> (&sums)[R][NB * NV], const T* a, int64_t lda, const T* w,
-                        int64_t K) {
+template <class W, int R, int NB, int NV, class T>
+VR_INLINE void multiply(Vec<T> (&sums)[R][NB * NV], const T* a, int64_t lda,
+                        const typename W::Element* w, int64_t K) {
   constexpr int kVectors = NB * NV;
   Vec<T> total[R][kVectors] = {};
   int64_t first = 0;
   if constexpr (R * kVectors * 4 <= kVectorRegisters / 2) {
-    add_spans<T, R, NB, NV, 4>(total, a, lda, w, K, first);
+    add_spans<W, R, NB, NV, 4>(total, a, lda, w, K, first);
   }
   if constexpr (R * kVectors * 2 <= kVectorRegisters / 2) {
-    add_spans<T, R, NB, NV, 2>(total, a, lda, w, K, first);
+    add_spans<W, R, NB, NV, 2>(total, a, lda, w, K, first);
   }
   for (int64_t k = first; k < K; k += kSpan) {
     VR_UNROLL
@@ -107,8 +155,8 @@ VR_INLINE void multiply(Vec<T> (&sums)[R][NB * NV], const T* a, int64_t lda, con
       VR_UNROLL
       for (int v = 0; v < kVectors; ++v) sums[r][v] = Vec<T>{};
     }
-    multiply_add<T, R, NB, NV>(sums, a + k, lda, w + k * NV * kLanes<T>, K * NV * kLanes<T>,
-                               K - k < kSpan ? K - k : kSpan);
+    multiply_add<W, R, NB, NV>(sums, a + k, lda, w + k / W::kStep * NV * kLanes<T>,
+                               block_size<W>(K, NV), K - k < kSpan ? K - k : kSpan);
     if (K <= kSpan) return;
     VR_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -123,16 +171,18 @@ VR_INLINE void multiply(Vec<T> (&sums)[R][NB * NV], const T* a, int64_t lda, con
   }
 }
 
-// The most rows of a tile with NV vectors a block: accumulators fill the registers that a block's
-// weights and one broadcast value leave.
+// How rows and blocks of NV vectors are cut into tiles.
 template <int NV>
-inline constexpr int kMaxTileRows = (kVectorRegisters - kVectorRegisters / 4) / NV;
-
-// How many blocks a tile of R rows takes: enough independent chains to hide a multiply-add's
-// latency.
-template <int R, int NV>
-inline constexpr int kTileBlocks =
-    kVectorRegisters / 2 < R * NV ? 1 : kVectorRegisters / 2 / (R * NV);
+struct Tiles {
+  // The most rows: accumulators fill the registers that a block's weights and one broadcast value
+  // leave.
+  static constexpr int kRows = (kVectorRegisters - kVectorRegisters / 4) / NV;
+  // How many blocks a tile of R rows takes: enough independent chains to hide a multiply-add's
+  // latency.
+  template <int R>
+  static constexpr int kBlocks =
+      kVectorRegisters / 2 < R * NV ? 1 : kVectorRegisters / 2 / (R * NV);
+};
 
 template <int value>
 struct Constant {
@@ -157,15 +207,15 @@ VR_INLINE void for_each_block(int64_t b, int64_t blocks, R rows, const F& f) {
 // Calls f(row, R, block, NB) for tiles that cover rows [0, rows) and blocks [0, blocks); R and NB
 // are Constants. Rows are spread evenly: 7 rows make tiles of 4 and 3, not of 6 and 1. Blocks are
 // the outer loop, so that a block's weights stay in the first-level cache for all its rows.
-template <int NV, class F>
+template <class Shape, class F>
 VR_INLINE void for_each_tile(int64_t rows, int64_t blocks, const F& f) {
   if (rows == 0) return;
-  constexpr int kRows = kMaxTileRows<NV>;
+  constexpr int kRows = Shape::kRows;
   const int64_t tiles = (rows + kRows - 1) / kRows;
   const int64_t height = rows / tiles, taller = rows % tiles;
   if (tiles == 1) {
     with_constant<kRows>(rows, [&](auto R) {
-      for_each_block<kTileBlocks<decltype(R)::kValue, NV>>(0, blocks, R, f);
+      for_each_block<Shape::template kBlocks<decltype(R)::kValue>>(0, blocks, R, f);
     });
     return;
   }
@@ -179,6 +229,22 @@ VR_INLINE void for_each_tile(int64_t rows, int64_t blocks, const F& f) {
   }
 }
 
+// Packed weights of one matrix, in blocks of NV vectors of columns.
+template <class W, int NV>
+struct Packed {
+  using T = typename W::Compute;
+  using Shape = Tiles<NV>;
+  static constexpr int kVectors = NV;
+
+  const typename W::Element* weights;
+  int64_t K;
+
+  template <int R, int NB>
+  VR_INLINE void times(Vec<T> (&sums)[R][NB * NV], const T* a, int64_t lda, int64_t block) const {
+    multiply<W, R, NB, NV>(sums, a, lda, weights + block * block_size<W>(K, NV), K);
+  }
+};
+
 // What `product` adds to its sums.
 template <class T>
 struct Start {
@@ -190,12 +256,12 @@ inline constexpr int kProductVectors = 2;
 template <class T>
 inline constexpr int kProductWidth = kProductVectors * kLanes<T>;
 
-template <class T, int R, int NB>
-__attribute__((noinline)) void product_tile(const T* a, int64_t lda, const T* w, int64_t K,
+template <class Matrix, class T, int R, int NB>
+__attribute__((noinline)) void product_tile(const T* a, int64_t lda, Matrix matrix, int64_t block,
                                             Start<T> start, T* c, int64_t ldc) {
-  constexpr int kVectors = NB * kProductVectors;
+  constexpr int kVectors = NB * Matrix::kVectors;
   Vec<T> sums[R][kVectors];
-  multiply<T, R, NB, kProductVectors>(sums, a, lda, w, K);
+  matrix.template times<R, NB>(sums, a, lda, block);
   VR_UNROLL
   for (int r = 0; r < R; ++r) {
     VR_UNROLL
@@ -207,19 +273,27 @@ __attribute__((noinline)) void product_tile(const T* a, int64_t lda, const T* w,
   }
 }
 
-// c[r][:] = start[r][:] + a[r][0..K) times the packed weights; c has blocks * kProductWidth
-// columns.
-template <class T>
-void product(const T* a, int64_t lda, int64_t rows, const T* w, int64_t K, int64_t blocks,
+// c[r][:] = start[r][:] + a[r][0..K) times blocks [first, first + blocks) of a matrix; `start` and c
+// begin at the first of them.
+template <class Matrix, class T>
+void product(const T* a, int64_t lda, int64_t rows, Matrix matrix, int64_t first, int64_t blocks,
              Start<T> start, T* c, int64_t ldc) {
-  constexpr int kWidth = kProductWidth<T>;
-  for_each_tile<kProductVectors>(rows, blocks, [&](int64_t r, auto R, int64_t b, auto NB) {
+  constexpr int kWidth = Matrix::kVectors * kLanes<T>;
+  using Shape = typename Matrix::Shape;
+  for_each_tile<Shape>(rows, blocks, [&](int64_t r, auto R, int64_t b, auto NB) {
     const Start<T> from = {
         start.values == nullptr ? nullptr : start.values + r * start.stride + b * kWidth,
         start.stride};
-    product_tile<T, decltype(R)::kValue, decltype(NB)::kValue>(
-        a + r * lda, lda, w + b * K * kWidth, K, from, c + r * ldc + b * kWidth, ldc);
+    product_tile<Matrix, T, decltype(R)::kValue, decltype(NB)::kValue>(
+        a + r * lda, lda, matrix, first + b, from, c + r * ldc + b * kWidth, ldc);
   });
+}
+
+// The same with all blocks of kProductWidth columns of packed weights.
+template <class T>
+void product(const T* a, int64_t lda, int64_t rows, const T* w, int64_t K, int64_t blocks,
+             Start<T> start, T* c, int64_t ldc) {
+  product(a, lda, rows, Packed<Floats<T>, kProductVectors>{w, K}, 0, blocks, start, c, ldc);
 }
 
 }  // namespace varlen_rnn::VARLEN_RNN_ISA

@@ -16,7 +16,7 @@ from pathlib import Path
 
 QEMU = "qemu-aarch64"
 LIBRARIES = Path("/usr/aarch64-linux-gnu")
-COMPARED = ["kernels_test", "quantized_test"]
+COMPARED = ["kernels_test", "int8_test"]
 # Plain Armv8.0 and all that qemu knows, and the sets that each must be found to have: with fewer,
 # digests are the same.
 SETS = {"cortex-a53": "neon", "max": "neon neon_dotprod neon_i8mm"}
@@ -43,7 +43,7 @@ def check(cpu: str, arm: Path, expected: dict[str, str]) -> None:
         said = run(QEMU, "-cpu", cpu, "-L", LIBRARIES, arm / name)
         if name in expected and digest(said) != expected[name]:
             sys.exit(f"{name}, {cpu}: {digest(said)}, here {expected[name]}")
-        if name == "quantized_test" and f"sets: {SETS[cpu]}\n" not in said:
+        if name == "int8_test" and f"sets: {SETS[cpu]}\n" not in said:
             sys.exit(f"{name}, {cpu}: expected {SETS[cpu]}, got {said}")
         seconds = time.monotonic() - started
         print(f"{cpu}, {name}, {seconds:.0f} s: {said.splitlines()[-1]}", flush=True)

@@ -7,9 +7,9 @@
 #include <cstdlib>
 #include <memory>
 #include <string>
-#include <thread>
 
 #include "cpu/dispatch.h"
+#include "packed.h"
 #include "problem.h"
 
 namespace varlen_rnn {
@@ -17,20 +17,6 @@ namespace {
 
 constexpr int64_t kNumCalls = 192;
 constexpr int64_t kWorkers[] = {1, 2, 7};
-
-void plain_for(int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
-  body(context, 0, n);
-}
-
-// At most 3 threads, so that of 7 workers some share one, and of two teams of 3 both.
-void threaded_for(int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
-  const int64_t count = std::min<int64_t>(n, 3);
-  std::vector<std::thread> threads;
-  for (int64_t t = 0; t < count; ++t) {
-    threads.emplace_back([=] { body(context, n * t / count, n * (t + 1) / count); });
-  }
-  for (std::thread& thread : threads) thread.join();
-}
 
 struct Scratch {
   std::unique_ptr<void, void (*)(void*)> memory;
@@ -40,7 +26,8 @@ struct Scratch {
 };
 
 // Forward, and with `training` also backward; filled as the ops do, but for outputs, which are all NaN.
-Results run(const Kernels& kernels, const Problem& q, int64_t workers, bool training) {
+Results run(const Kernels& kernels, const Problem& q, int64_t workers, bool training,
+            const Packed* packed = nullptr) {
   Results r;
   const auto sizes = q.result_sizes();
   for (int i = 0; i < (training ? kNumResults : kGates); ++i) {
@@ -70,9 +57,20 @@ Results run(const Kernels& kernels, const Problem& q, int64_t workers, bool trai
   Forward f{};
   f.call = call;
   for (int64_t d = 0; d < q.D; ++d) {
-    f.weights[d] = {q.weight_ih[d].data(), q.weight_hh[d].data(), q.bias_ih[d].data(),
-                    q.bias_hh[d].data(), q.weight_hr[d].data()};
+    f.weights[d] = {q.weight_ih[d].data(),
+                    q.weight_hh[d].data(),
+                    q.bias_ih[d].data(),
+                    q.bias_hh[d].data(),
+                    q.weight_hr[d].data(),
+                    nullptr,
+                    nullptr};
+    if (packed != nullptr) f.weights[d] = packed->pointers(d);
   }
+  if (packed != nullptr) {
+    f.order = packed->order;
+    f.units = packed->units;
+  }
+  f.backwards = workers > 1;  // the order of reading weights must not matter
   f.x = q.x.data();
   f.x_stride = q.x_stride;
   f.h_0 = q.h_0.data();
@@ -344,6 +342,11 @@ std::string check(const Problem& q, Results& fused) {
                            " is not the same with " + std::to_string(workers) + " workers" +
                                (training ? "" : " in inference"));
     }
+  }
+  for (const Packed& packed : packed_in_every_way(q, kernels().vector_bytes)) {
+    if (!wrong.empty()) break;
+    wrong = compare_bits(run(kernels(), q, kWorkers[1], false, &packed), results,
+                         " is not the same with packed weights");
   }
   if (std::string(kernels().name) != "baseline") fused = std::move(results);
   return wrong;

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <limits>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "params.h"
@@ -131,6 +132,20 @@ inline std::vector<int64_t> chosen_calls(int argc, char** argv, int64_t count) {
   return numbers;
 }
 
+inline void plain_for(int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
+  body(context, 0, n);
+}
+
+// At most 3 threads, so that of 7 workers some share one, and of two teams of 3 both.
+inline void threaded_for(int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
+  const int64_t count = std::min<int64_t>(n, 3);
+  std::vector<std::thread> threads;
+  for (int64_t t = 0; t < count; ++t) {
+    threads.emplace_back([=] { body(context, n * t / count, n * (t + 1) / count); });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
 // One number for all bytes of many tensors (FNV-1a): two machines with the same one had the same results.
 class Digest {
  public:
@@ -222,7 +237,8 @@ struct Problem {
     P = projected ? size() : H;
     x_stride = I + (random.one_in(2) ? random.below(5) : 0);
     B = wide && many ? 50 : many ? 60 + random.below(80) : 1 + random.below(8);
-    lay_out(random, wide && many ? 2 : wide ? 3 : many ? 12 : 8);
+    const bool one_step = random.one_in(8);  // where kernels may read matrices in place
+    lay_out(random, one_step ? 1 : wide && many ? 2 : wide ? 3 : many ? 12 : 8);
 
     const double scale = 1 / std::sqrt(H);
     const double small =

@@ -12,7 +12,7 @@ from helpers import CELLS, OURS, TORCH, assert_bitwise
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from varlen_rnn import VarLenGRU, VarLenLSTM, convert, quantize_dynamic, revert
+from varlen_rnn import VarLenGRU, VarLenLSTM, convert, freeze, quantize_dynamic, revert
 
 without_jit_warnings = pytest.mark.filterwarnings(
     "ignore:.*torch.jit.* is (deprecated|not supported)"
@@ -177,7 +177,8 @@ def replaced() -> nn.Module:
     ("make", "reason"),
     [
         (lambda: WithMethod(3, 5), "its class WithMethod has its own last"),
-        (lambda: quantize_dynamic(VarLenLSTM(3, 5)), "its class QuantizedVarLenLSTM has its own"),
+        (lambda: quantize_dynamic(VarLenLSTM(3, 5)), "its class FrozenVarLenLSTM has its own"),
+        (lambda: freeze(VarLenGRU(3, 5)), "its class FrozenVarLenGRU has its own"),
         (lambda: MixedBehind(3, 5), "its class MixedBehind has its own count"),
         (replaced, "its forward was replaced on the object"),
     ],

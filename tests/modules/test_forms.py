@@ -37,7 +37,7 @@ from ragged import (
 )
 from torch import Tensor, nn
 
-from varlen_rnn import quantize_dynamic
+from varlen_rnn import freeze
 
 # The rate at which states are reset; None: there is no such argument.
 RESETS = {"none": None, "never": 0.0, "rarely": 0.08, "often": 0.4, "always": 1.0}
@@ -213,7 +213,7 @@ def test_outputs_states_and_gradients_are_those_of_each_segment_alone(
 WITHOUT_STEPS = [form for form in FORMS if form not in ("packed", "sorted")]
 
 
-@pytest.mark.parametrize("kind", ["float32", "int8"])
+@pytest.mark.parametrize("kind", ["trained", "frozen", "bfloat16", "int8"])
 @pytest.mark.parametrize("with_resets", [False, True], ids=["", "resets"])
 @pytest.mark.parametrize("form", WITHOUT_STEPS)
 @pytest.mark.parametrize("cell", CELLS)
@@ -228,14 +228,15 @@ def test_without_steps_every_row_keeps_its_states(
     with pytest.raises(RuntimeError, match="Expected sequence length to be larger than 0"):
         theirs(x, as_hx(states))
     for state in states:
-        state.requires_grad_(kind == "float32")
-    module = quantize_dynamic(rnn) if kind == "int8" else rnn
+        state.requires_grad_(kind == "trained")
+    weights = {"bfloat16": torch.bfloat16, "int8": torch.int8}.get(kind)
+    module = rnn if kind == "trained" else freeze(rnn, weights)
     batch = Ragged(valid, valid if with_resets else None)
     out, finals = in_form(form, x, batch)(module, states)
     assert out.shape == (num_rows, 0, 10)
     for final, state in zip(finals, states, strict=True):
         assert_bitwise(final.detach(), state.detach())
-    if kind == "float32":
+    if kind == "trained":
         factors = [torch.randn_like(final) for final in finals]
         for got, factor in zip(torch.autograd.grad(finals, states, factors), factors, strict=True):
             assert_bitwise(got, factor)

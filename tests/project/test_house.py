@@ -151,8 +151,8 @@ def test_long_files_say_why() -> None:
         "layout.Layout",
         "modules.VarLenLSTM",
         "modules.VarLenGRU",
-        "quantization.QuantizedVarLenLSTM",
-        "quantization.QuantizedVarLenGRU",
+        "freezing.FrozenVarLenLSTM",
+        "freezing.FrozenVarLenGRU",
         "data.TokenBudgetBatchSampler",
     ],
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from varlen_rnn import quantize_dynamic
+from varlen_rnn import freeze
 
 pytestmark = [
     pytest.mark.skipif(not HAS_EXTENSION, reason="torch counts the reference's products"),
@@ -84,15 +84,28 @@ def test_only_gradients_that_are_wanted_count(cell: str, frozen: str) -> None:
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("weights", [None, torch.bfloat16, torch.int8], ids=str)
 @pytest.mark.parametrize("directions", [1, 2])
 @both_cells
-def test_int8_weights_count_as_others(cell: str, directions: int) -> None:
+def test_frozen_layers_count_as_others(
+    cell: str, directions: int, weights: torch.dtype | None
+) -> None:
     rnn = OURS[cell](3, 18, bidirectional=directions == 2)
     x, lengths = torch.randn(6, 4, 3), torch.tensor([3, 0, 6, 1])
     with torch.no_grad():
         expected, _ = flops(lambda: rnn(x, lengths=lengths))
-    assert flops(lambda: quantize_dynamic(rnn)(x, lengths=lengths))[0] == expected
+    assert flops(lambda: freeze(rnn, weights)(x, lengths=lengths))[0] == expected
     assert expected == 2 * 10 * directions * {"lstm": 4, "gru": 3}[cell] * 18 * (3 + 18)
+
+
+@pytest.mark.parametrize("weights", [None, torch.bfloat16], ids=str)
+def test_a_frozen_projection_counts_too(weights: torch.dtype | None) -> None:
+    rnn = OURS["lstm"](3, 18, 2, bidirectional=True, proj_size=5)
+    x, lengths = torch.randn(6, 4, 3), torch.tensor([3, 0, 6, 1])
+    with torch.no_grad():
+        expected, _ = flops(lambda: rnn(x, lengths=lengths))
+    assert flops(lambda: freeze(rnn, weights)(x, lengths=lengths))[0] == expected
+    assert expected == 2 * 10 * 2 * (4 * 18 * (3 + 5) + 4 * 18 * (10 + 5) + 2 * 5 * 18)
 
 
 @both_cells

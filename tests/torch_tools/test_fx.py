@@ -14,7 +14,7 @@ from torch.ao.quantization import get_default_qconfig_mapping
 from torch.ao.quantization.quantize_fx import prepare_fx
 from torch.nn.utils import parametrizations
 
-from varlen_rnn import VarLenLSTM, convert, quantize_dynamic
+from varlen_rnn import VarLenLSTM, convert, freeze
 
 both_cells = pytest.mark.parametrize("cell", CELLS)
 
@@ -81,9 +81,10 @@ def test_every_argument_is_in_the_graph(cell: str) -> None:
         assert_bitwise(got.detach(), expected.detach())
 
 
+@pytest.mark.parametrize("weights", [None, torch.int8], ids=str)
 @both_cells
-def test_int8_layers_are_leaves(cell: str) -> None:
-    model = quantize_dynamic(convert(Net(cell)))
+def test_frozen_layers_are_leaves(cell: str, weights: torch.dtype | None) -> None:
+    model = freeze(convert(Net(cell)), weights)
     graph = torch.fx.symbolic_trace(model)
     assert calls_of(graph) == ["rnn", "head"]
     x = torch.randn(2, 6, 3)

@@ -19,7 +19,7 @@ from helpers import CELLS, HAS_EXTENSION, OURS, assert_bitwise, child_environmen
 from torch import Tensor
 from traced_model import FORMS, Model, Sizes
 
-from varlen_rnn import VarLenLSTM, quantize_dynamic
+from varlen_rnn import VarLenLSTM, freeze
 from varlen_rnn.layout import make
 
 pytestmark = [
@@ -152,9 +152,13 @@ def test_every_cell_state(form: str, batch_first: bool) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@both_cells
-def test_int8_weights(cell: str, form: str) -> None:
-    rnn = quantize_dynamic(OURS[cell](3, 5, 2, batch_first=True, bidirectional=True))
+@pytest.mark.parametrize(
+    ("cell", "weights"),
+    [("lstm", None), ("gru", torch.bfloat16), ("lstm", torch.int8), ("gru", torch.int8)],
+    ids=str,
+)
+def test_frozen_layers(cell: str, weights: torch.dtype | None, form: str) -> None:
+    rnn = freeze(OURS[cell](3, 5, 2, batch_first=True, bidirectional=True), weights)
     model = Model(rnn, form)
     traced = torch.jit.trace(model, model.example((4, 6), True))
     for sizes in ((7, 9), (2, 3), (1, 1)):

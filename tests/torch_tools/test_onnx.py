@@ -279,11 +279,12 @@ def test_what_onnx_cannot_express_is_named(message: str, monkeypatch: pytest.Mon
 
 
 @both_cells
-def test_int8_weights_are_refused(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    quantized = varlen_rnn.quantize_dynamic(OURS[cell](INPUT_SIZE, HIDDEN_SIZE))
+def test_frozen_layers_are_refused(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(our_export, "exporting", lambda: True)
-    with pytest.raises(NotImplementedError, match="an ONNX export must have float32 weights"):
-        quantized(torch.randn(4, INPUT_SIZE))
+    for weights in (None, torch.bfloat16, torch.int8):
+        frozen = varlen_rnn.freeze(OURS[cell](INPUT_SIZE, HIDDEN_SIZE), weights)
+        with pytest.raises(NotImplementedError, match="must be of layers that are not frozen"):
+            frozen(torch.randn(4, INPUT_SIZE))
 
 
 class Packs(nn.Module):
@@ -307,10 +308,8 @@ def test_the_old_exporter_names_the_new_one(cell: str, form: str) -> None:
     way = "must have dynamo=True, got .* pass dynamo=True, or export varlen_rnn.revert"
     for layer, message in (
         (rnn, f"^{type(rnn).__name__}: an ONNX export {way}"),
-        (
-            varlen_rnn.quantize_dynamic(rnn),
-            "^Quantized.*: an ONNX export must have float32 weights",
-        ),
+        (varlen_rnn.freeze(rnn), "^Frozen.*: an ONNX export must be of layers that are not"),
+        (varlen_rnn.quantize_dynamic(rnn), "^Frozen.*: an ONNX export must be of layers that"),
     ):
         model = {"packed": Packs(layer), "padded": WithStates(layer)}.get(form, layer)
         given = args[:1] if form == "the module itself" else args

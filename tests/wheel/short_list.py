@@ -12,10 +12,10 @@ ROOT = Path(__file__).resolve().parents[2]
 SHORT_LIST = [
     "tests/modules/test_resets.py",
     "tests/modules/test_modules.py",
-    "tests/modules/test_quantization.py",
+    "tests/modules/test_int8.py",
     "tests/models/test_convert.py",
 ]
-HELPERS = ["tests/conftest.py", "tests/helpers.py", "tests/ragged.py", "tests/quantized_truth.py"]
+HELPERS = ["tests/conftest.py", "tests/helpers.py", "tests/ragged.py", "tests/int8_truth.py"]
 HELPERS += ["benchmarks/__init__.py", "benchmarks/forms.py", "pyproject.toml"]
 
 

@@ -41,11 +41,16 @@ def cumulative(lengths: Tensor, num_tokens: int) -> str:
     return f"; for lengths {_shown(lengths.tolist())} it is {_shown(bounds)}"
 
 
-def other_weights(dtype: torch.dtype) -> str:
-    """For a ``state_dict`` with int8 weights where others belong, or the other way round."""
-    if dtype == torch.int8:
-        return f" must be floating point, got {dtype}; load it into quantize_dynamic(model)"
-    return f" must be torch.int8, got {dtype}; load it into the model before quantize_dynamic"
+def other_weights(expected: torch.dtype | None, weight: Tensor) -> str:
+    """For a ``state_dict`` of a frozen layer where another belongs, or the other way round.
+
+    ``expected`` is the type of packed weights, None for weights as they are trained.
+    """
+    if weight.dim() == 2:
+        return f" must be packed {expected}, got a matrix; load it into the model before freeze"
+    kept = "" if weight.dtype in (torch.float32, torch.float64) else f", weights={weight.dtype}"
+    what = "a matrix" if expected is None else f"packed {expected}"
+    return f" must be {what}, got packed {weight.dtype}; load it into freeze(model{kept})"
 
 
 def _shown(numbers: Sequence[int], most: int = 6) -> str:

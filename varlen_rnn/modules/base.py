@@ -15,6 +15,7 @@ from varlen_rnn.layout.checks import failure
 from varlen_rnn.layout.errors import InputShapeError, InputTypeError
 from varlen_rnn.modules import onnx
 from varlen_rnn.modules.rnn_module import RNNModule
+from varlen_rnn.ops import direct
 from varlen_rnn.runtime import extension
 from varlen_rnn.runtime.tracing import in_jit_trace, unseen
 
@@ -42,10 +43,31 @@ class VarLenRNNBase(RNNModule):
                 input = to_dtype(input)
             data = self._data(input)
             states = None if states is None else tuple(map(to_dtype, states))
-            weights = [[None if w is None else to_dtype(w) for w in layer] for layer in weights]
+            weights = self._autocast_weights(weights, to_dtype)
             with torch.autocast(device_type, enabled=False):
                 return self._run(input, data, states, state_sizes, weights, which, output_states)
         return self._run(input, data, states, state_sizes, weights, which, output_states)
+
+    def _run_directly(self, x: Any, states: Any) -> tuple[Tensor, tuple[Tensor, ...]] | None:
+        """The call of a few tokens, or None if it has to go the usual way."""
+        if self.bidirectional or self.proj_size or (self.training and self.dropout):
+            return None
+        packed, size = self._frozen_weights, self.hidden_size
+        return direct.layers(
+            self.mode == "LSTM",
+            x,
+            states,
+            self._all_weights,
+            self._parameters if packed is None else self._buffers,
+            packed,
+            (self.input_size, size, size),
+            self.batch_first,
+        )
+
+    def _autocast_weights(
+        self, weights: list[list[Tensor | None]], to_dtype: Callable[[Tensor], Tensor]
+    ) -> list[list[Tensor | None]]:
+        return [[None if w is None else to_dtype(w) for w in layer] for layer in weights]
 
     def _autocast_dtype(self, device_type: str) -> torch.dtype:
         """What autocast makes of input, states and weights."""
@@ -177,15 +199,20 @@ class VarLenRNNBase(RNNModule):
             )
         return data.values()
 
+    def _input_dtype(self, weight: Tensor) -> torch.dtype:
+        """What the input must have; ``weight`` is the first layer's ``weight_ih``."""
+        return weight.dtype
+
     @unseen
     def _check_input(
         self, input: Tensor | PackedSequence, data: Tensor, weights: list[Tensor | None]
     ) -> None:
         name, weight = type(self).__name__, weights[0]
         assert weight is not None
-        if data.dtype != weight.dtype:
+        dtype = self._input_dtype(weight)
+        if data.dtype != dtype:
             raise InputTypeError(
-                f"{name}: input must have the weights' dtype {weight.dtype}, got {data.dtype}"
+                f"{name}: input must have the weights' dtype {dtype}, got {data.dtype}"
             )
         if data.device != weight.device:
             raise self._fail("input", f"on the weights' device {weight.device}", data.device)

@@ -13,6 +13,7 @@ from varlen_rnn import ops
 from varlen_rnn.layout import Layout
 from varlen_rnn.layout.checks import Lengths, Mask
 from varlen_rnn.modules.base import VarLenRNNBase
+from varlen_rnn.ops import direct
 
 
 class VarLenGRU(VarLenRNNBase):
@@ -99,6 +100,11 @@ class VarLenGRU(VarLenRNNBase):
         ``output_states``: the output holds every state of the last layer already.
         """
         states = None if hx is None else (hx,)
+        is_plain = lengths is None and mask is None and resets is None and cu_seqlens is None
+        if is_plain and direct.runs(input):
+            done = self._run_directly(input, states)
+            if done is not None:
+                return done[0], done[1][0]
         which = (lengths, mask, resets, cu_seqlens)
         output, (h_n,) = self._forward(input, states, (self.hidden_size,), which)
         return output, h_n

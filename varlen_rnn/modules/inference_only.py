@@ -60,8 +60,8 @@ class _NoGradient(torch.autograd.Function):
 
 def _fail(layer: str, got: str) -> NoReturn:
     raise NotImplementedError(
-        f"{layer}: a layer with int8 weights must be used for inference alone, got {got}; train "
-        "the model before quantize_dynamic, or detach the layer's input to train what comes after"
+        f"{layer}: a frozen layer must be used for inference alone, got {got}; train the model "
+        "before it is frozen, or detach the layer's input to train what comes after"
     )
 
 

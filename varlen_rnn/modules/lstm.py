@@ -13,6 +13,7 @@ from varlen_rnn import ops
 from varlen_rnn.layout import Layout, hints
 from varlen_rnn.layout.checks import Lengths, Mask
 from varlen_rnn.modules.base import VarLenRNNBase
+from varlen_rnn.ops import direct
 
 
 class VarLenLSTM(VarLenRNNBase):
@@ -194,6 +195,11 @@ class VarLenLSTM(VarLenRNNBase):
             >>> torch.allclose(h[0, 2:], alone, atol=1e-6)
             True
         """
+        is_plain = lengths is None and mask is None and resets is None and cu_seqlens is None
+        if is_plain and not output_states and direct.runs(input):
+            done = self._run_directly(input, hx)
+            if done is not None:
+                return done[0], (done[1][0], done[1][1])
         if hx is not None and not (isinstance(hx, (tuple, list)) and len(hx) == 2):
             got = f"{len(hx)} of them" if isinstance(hx, (tuple, list)) else type(hx).__name__
             name, hint = type(self).__name__, hints.keyword(hx)

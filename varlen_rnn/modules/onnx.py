@@ -38,8 +38,8 @@ _is_in_onnx_export._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def refuse_old_exporter(module: nn.RNNBase) -> None:
     """Fails if ``torch.onnx.export(..., dynamo=False)`` traces the call, whatever its arguments."""
     if torch.onnx.is_in_onnx_export():
-        if module._has_int8_weights:
-            refuse_int8(module)
+        if module._frozen_weights is not None:
+            refuse_frozen(module)
         raise NotImplementedError(
             f"{type(module).__name__}: an ONNX export must have dynamo=True, got torch's old "
             "exporter (dynamo=False), which knows torch's own layers only; pass dynamo=True, or "
@@ -47,11 +47,11 @@ def refuse_old_exporter(module: nn.RNNBase) -> None:
         )
 
 
-def refuse_int8(module: nn.RNNBase) -> NoReturn:
-    """Fails: ONNX's nodes have no int8 weights."""
+def refuse_frozen(module: nn.RNNBase) -> NoReturn:
+    """Fails: ONNX's nodes take weights in an order of their own."""
     raise NotImplementedError(
-        f"{type(module).__name__}: an ONNX export must have float32 weights, got int8; export the "
-        "model as it was before, and quantise what comes out with ONNX Runtime"
+        f"{type(module).__name__}: an ONNX export must be of layers that are not frozen; export "
+        "the model as it was before, and quantise what comes out with ONNX Runtime"
     )
 
 

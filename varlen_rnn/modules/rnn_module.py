@@ -14,7 +14,7 @@ from varlen_rnn.modules import onnx
 class RNNModule(nn.RNNBase):
     """Both cells. Weights are read by name at every call, never through a flat buffer."""
 
-    _has_int8_weights = False
+    _frozen_weights: torch.dtype | None = None  # the type of weights that are packed
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -59,16 +59,16 @@ class RNNModule(nn.RNNBase):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Does not list what is missing or differs where weights of the other kind come."""
-        found: tuple[list[str], list[str], list[str]] = ([], [], [])
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *found)
+        """Loads nothing where weights of another kind come, and lists nothing but that."""
         weight: Any = state_dict.get(f"{prefix}weight_ih_l0")
-        if weight is not None and (weight.dtype == torch.int8) != self._has_int8_weights:
+        of_weight = None if weight is None or weight.dim() == 2 else weight.dtype
+        if weight is not None and of_weight != self._frozen_weights:
             name = f"{type(self).__name__}: {prefix}weight_ih_l0"
-            found = ([], [], [name + hints.other_weights(weight.dtype)])
-        missing_keys += found[0]
-        unexpected_keys += found[1]
-        error_msgs += found[2]
+            error_msgs.append(name + hints.other_weights(self._frozen_weights, weight))
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def _slow_forward(self, *args: Any, **keywords: Any) -> Any:
         """What torch calls in place of ``forward`` while a call is traced."""

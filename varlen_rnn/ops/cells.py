@@ -26,7 +26,7 @@ class Cell:
         num_kinds: of weights in each direction.
         num_differentiable: of the results of ``*_forward``, the first ones; the reference
             returns the same.
-        has_int8: whether there is an op for int8 weights.
+        has_frozen: whether there is an op for weights that are packed already.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Cell:
     num_gates: int
     num_kinds: int
     num_differentiable: int
-    has_int8: bool = True
+    has_frozen: bool = True
 
 
 # The compiled op always returns the cell states.

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.utils.flop_counter import register_flop_formula
 
 from varlen_rnn.ops.cells import CELLS, Cell
+from varlen_rnn.ops.packed import kinds_of
 
 Arrays = Sequence[Any]  # of the layout: batch_sizes, rows, reverse, initial_row, final_segment
 
@@ -71,12 +72,15 @@ def _backward(cell: Cell) -> Callable[..., int]:
     return count
 
 
-def _quantized(cell: Cell) -> Callable[..., int]:
+def _frozen(cell: Cell) -> Callable[..., int]:
     def count(x: Tensor, *args: Any, **_: Any) -> int:
-        directions = 1 if args[cell.num_states + 6] is None else 2
-        hidden_size, *arrays = args[cell.num_states + 12 :]
-        numel: int = directions * cell.num_gates * hidden_size * (x.shape[1] + hidden_size)
-        return 2 * _num_tokens(x, arrays) * numel
+        num_kinds = len(kinds_of(cell.name))
+        directions = 1 if args[cell.num_states + num_kinds] is None else 2
+        hidden_size, output_size, *arrays = args[cell.num_states + 2 * num_kinds :]
+        numel: int = cell.num_gates * hidden_size * (x.shape[1] + output_size)
+        if output_size != hidden_size:
+            numel += output_size * hidden_size
+        return 2 * _num_tokens(x, arrays) * directions * numel
 
     return count
 
@@ -90,7 +94,7 @@ def register() -> None:
             f"{cell.name}_forward": _forward(cell),
             f"{cell.name}_backward": _backward(cell),
         }
-        if cell.has_int8:
-            formulas[f"quantized_{cell.name}"] = _quantized(cell)
+        if cell.has_frozen:
+            formulas[f"{cell.name}_frozen"] = _frozen(cell)
         for name, formula in formulas.items():
             register_flop_formula(getattr(ops, name), get_raw=True)(formula)

@@ -63,6 +63,15 @@ UNAVAILABLE = _load()
 CUDA_UNAVAILABLE = _load_cuda() if UNAVAILABLE is None else UNAVAILABLE
 
 
+def vector_bytes() -> int:
+    """The size of the registers that the kernels in use compute in; 16 where there are none."""
+    if UNAVAILABLE is not None:
+        return 16
+    from varlen_rnn import _C
+
+    return _C.vector_bytes()
+
+
 def runs(x: Tensor) -> bool:
     """Whether a compiled op runs, which takes every layout; the reference takes exact ones."""
     if UNAVAILABLE is not None:

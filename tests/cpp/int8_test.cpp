@@ -1,10 +1,11 @@
 // The kernels with int8 weights of every instruction set against the same arithmetic in plain loops; without
 // torch, to run under sanitizers, and on the calls of kernels_test that are of float32 and not projected.
+#include "cpu/int8.h"
+
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <string>
-#include <thread>
 
 #include "cpu/dispatch.h"
 #include "problem.h"
@@ -14,20 +15,7 @@ namespace {
 
 constexpr int64_t kNumCalls = 768;
 constexpr int64_t kWorkers[] = {1, 2, 7};
-constexpr int64_t kUnits = kQuantizedUnits;
-
-void plain_for(int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
-  body(context, 0, n);
-}
-
-void threaded_for(int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
-  const int64_t count = std::min<int64_t>(n, 3);
-  std::vector<std::thread> threads;
-  for (int64_t t = 0; t < count; ++t) {
-    threads.emplace_back([=] { body(context, n * t / count, n * (t + 1) / count); });
-  }
-  for (std::thread& thread : threads) thread.join();
-}
+constexpr int64_t kUnits = kInt8Units;
 
 // A matrix [gates * H, K] of small integers, and what the kernels take of it.
 struct Weight {
@@ -60,7 +48,7 @@ struct Weight {
   }
 
   Values times(const Values& v) const {
-    const float most = static_cast<float>(quantized_activation_max(K));
+    const float most = static_cast<float>(activation_max(K));
     float magnitude = 0;
     for (double x : v) magnitude = std::fmax(magnitude, std::fabs(static_cast<float>(x)));
     std::vector<int64_t> q;
@@ -94,7 +82,9 @@ Outputs run(const Problem& q, const std::vector<Weights2>& weights, int64_t work
   const auto optional = [](const std::vector<int64_t>& v) {
     return v.empty() ? nullptr : v.data();
   };
-  QuantizedForward f{};
+  Forward f{};
+  f.order = WeightOrder::kInt8;
+  f.units = kUnits;
   Layout& layout = f.call.layout;
   layout.num_rows = q.B;
   layout.num_flat_rows = q.R;
@@ -116,23 +106,22 @@ Outputs run(const Problem& q, const std::vector<Weights2>& weights, int64_t work
   f.call.parallel_for = workers > 1 && q.threads ? threaded_for : plain_for;
   for (int64_t d = 0; d < q.D; ++d) {
     const Weight &ih = weights[d].ih, &hh = weights[d].hh;
-    f.weights[d] = {ih.packed.get(), hh.packed.get(), ih.scale.get(),
-                    hh.scale.get(),  ih.bias.get(),   hh.bias.get()};
+    f.weights[d] = {ih.packed.get(), hh.packed.get(), ih.bias.get(), hh.bias.get(),
+                    nullptr,         ih.scale.get(),  hh.scale.get()};
   }
-  const auto in = [](const Tensor& t) { return static_cast<const float*>(t.data()); };
-  f.x = in(q.x);
+  f.x = q.x.data();
   f.x_stride = q.x_stride;
-  f.h_0 = in(q.h_0);
-  f.c_0 = in(q.c_0);
-  f.out = static_cast<float*>(r[0].data());
-  f.h_n = static_cast<float*>(r[1].data());
-  f.c_n = static_cast<float*>(r[2].data());
-  const QuantizedKernels& k = quantized_kernels();
-  const size_t bytes = q.lstm ? k.lstm_scratch(f) : k.gru_scratch(f);
+  f.h_0 = q.h_0.data();
+  f.c_0 = q.c_0.data();
+  f.out = r[0].data();
+  f.h_n = r[1].data();
+  f.c_n = r[2].data();
+  const Kernels& k = kernels();
+  const size_t bytes = q.lstm ? k.lstm_int8_scratch(f) : k.gru_int8_scratch(f);
   const std::unique_ptr<void, void (*)(void*)> scratch(std::aligned_alloc(64, bytes), std::free);
   std::memset(scratch.get(), 0xff, bytes);
   f.call.scratch = scratch.get();
-  q.lstm ? k.lstm(f) : k.gru(f);
+  q.lstm ? k.lstm_int8(f) : k.gru_int8(f);
   return r;
 }
 

@@ -1,13 +1,13 @@
 // Rows of floats times int8 weights, by exact integer products.
 //
 // A row is quantised to 16 bits, symmetrically, by its own largest magnitude. A 16-bit activation
-// times an int8 weight, summed in 32 bits, never overflows (quantized_activation_max), so the order
+// times an int8 weight, summed in 32 bits, never overflows (activation_max), so the order
 // of summation is free and every instruction set, batch and split of the work gives the same sums.
 #pragma once
 
 #include <cstring>
 
-#include "cpu/quantized-simd-inl.h"
+#include "cpu/int8-simd-inl.h"
 #include "cpu/tile-inl.h"
 
 namespace varlen_rnn::VARLEN_RNN_ISA {
@@ -58,14 +58,14 @@ inline float quantize_row(int16_t* to, const float* x, int64_t n, float largest)
 }
 
 // Rows to multiply: 16-bit integers and their scales.
-struct QuantizedRows {
+struct Int8Rows {
   const int16_t* values;  // [rows, ld]: K of them, then zeros
   int64_t ld;
   const float* scales;  // [rows]
 };
 
 // The columns of some blocks.
-struct QuantizedColumns {
+struct Int8Columns {
   const int8_t* weights;  // [blocks, pairs, 16, 2]
   int64_t pairs;
   const float* scales;  // [blocks, 16]
@@ -75,7 +75,7 @@ struct QuantizedColumns {
 // sums[block][r] += a[r] * the block's weights, for a step of pairs from the k-th on. Of the last
 // ones there may be fewer than a step has: `weights` are theirs, then.
 template <int R, int NB>
-VR_INLINE void add_steps(Ints (&sums)[NB][R][kSums], const QuantizedRows& a, int64_t k,
+VR_INLINE void add_steps(Ints (&sums)[NB][R][kSums], const Int8Rows& a, int64_t k,
                          const int8_t* weights, int64_t block) {
   RowStep rows[R];
   VR_UNROLL
@@ -86,8 +86,7 @@ VR_INLINE void add_steps(Ints (&sums)[NB][R][kSums], const QuantizedRows& a, int
 
 // c[r][j] = bias[j] + (sum of row r times column j) * (scale of r * scale of j)
 template <int R, int NB>
-__attribute__((noinline)) void quantized_tile(QuantizedRows a, QuantizedColumns b, float* c,
-                                              int64_t ldc) {
+__attribute__((noinline)) void int8_tile(Int8Rows a, Int8Columns b, float* c, int64_t ldc) {
   constexpr int kPairs = kStep / 2, kPairBytes = 2 * kGroup;
   // Enough independent sums to hide the latency of a VNNI instruction.
   constexpr int kChains = R * NB * kSums < 8 ? 8 / (R * NB * kSums) : 1;
@@ -131,12 +130,12 @@ __attribute__((noinline)) void quantized_tile(QuantizedRows a, QuantizedColumns 
 }
 
 // All rows times all blocks.
-inline void quantized_product(QuantizedRows a, int64_t rows, QuantizedColumns b, int64_t blocks,
-                              float* c, int64_t ldc) {
-  for_each_tile<kSums>(rows, blocks, [&](int64_t r, auto R, int64_t block, auto NB) {
-    const QuantizedColumns columns = {b.weights + block * b.pairs * 2 * kGroup, b.pairs,
-                                      b.scales + block * kGroup, b.bias + block * kGroup};
-    quantized_tile<decltype(R)::kValue, decltype(NB)::kValue>(
+inline void int8_product(Int8Rows a, int64_t rows, Int8Columns b, int64_t blocks, float* c,
+                         int64_t ldc) {
+  for_each_tile<Tiles<kSums>>(rows, blocks, [&](int64_t r, auto R, int64_t block, auto NB) {
+    const Int8Columns columns = {b.weights + block * b.pairs * 2 * kGroup, b.pairs,
+                                 b.scales + block * kGroup, b.bias + block * kGroup};
+    int8_tile<decltype(R)::kValue, decltype(NB)::kValue>(
         {a.values + r * a.ld, a.ld, a.scales + r}, columns, c + r * ldc + block * kGroup, ldc);
   });
 }

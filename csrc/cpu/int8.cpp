@@ -1,14 +1,14 @@
 // LSTM and GRU with int8 weights on one instruction set, for inference; compiled once for each of
-// them. The cells are those of lstm.cpp and gru.cpp; both products are quantized-inl.h's.
+// them. The cells are those of lstm.cpp and gru.cpp; both products are int8-inl.h's.
+#include "cpu/int8-layer-inl.h"
 #include "cpu/math-inl.h"
-#include "cpu/quantized-forward-inl.h"
 
 namespace varlen_rnn::VARLEN_RNN_ISA {
 namespace {
 
 // A cell's step for one row and the units of one group: `x` and `h` are the products of the input
 // and of the previous state, a group's columns each.
-struct QuantizedLstm {
+struct Int8Lstm {
   static constexpr int kGates = 4;
   static void step(const float* x, const float* h, const float*, float* c, float* h_next) {
     for (int u = 0; u < kGroup; u += kLanes<float>) {
@@ -22,7 +22,7 @@ struct QuantizedLstm {
   }
 };
 
-struct QuantizedGru {
+struct Int8Gru {
   static constexpr int kGates = 3;
   static void step(const float* x, const float* h, const float* h_previous, float*, float* h_next) {
     for (int u = 0; u < kGroup; u += kLanes<float>) {
@@ -36,13 +36,9 @@ struct QuantizedGru {
 
 }  // namespace
 
-size_t quantized_lstm_scratch(const QuantizedForward& p) {
-  return quantized_scratch<QuantizedLstm>(p);
-}
-void quantized_lstm(const QuantizedForward& p) { quantized_forward<QuantizedLstm>(p); }
-size_t quantized_gru_scratch(const QuantizedForward& p) {
-  return quantized_scratch<QuantizedGru>(p);
-}
-void quantized_gru(const QuantizedForward& p) { quantized_forward<QuantizedGru>(p); }
+size_t lstm_int8_scratch(const Forward& p) { return forward_scratch<Int8Layer<Int8Lstm>>(p); }
+void lstm_int8(const Forward& p) { forward<Int8Layer<Int8Lstm>>(p); }
+size_t gru_int8_scratch(const Forward& p) { return forward_scratch<Int8Layer<Int8Gru>>(p); }
+void gru_int8(const Forward& p) { forward<Int8Layer<Int8Gru>>(p); }
 
 }  // namespace varlen_rnn::VARLEN_RNN_ISA

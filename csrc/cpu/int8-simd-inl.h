@@ -2,25 +2,25 @@
 //
 // Each set says how many values of a row it takes at a time (kStep), how many vectors of sums the 16
 // units of a group have (kSums), and how a row's values lie in memory; `add_step` multiplies, and
-// `total` makes sums of units of it. Weights lie the same for all, as quantized.h says.
+// `total` makes sums of units of it. Weights lie the same for all, as params.h says.
 #pragma once
 
 #include <cstring>
 
-#include "cpu/quantized.h"
+#include "cpu/int8.h"
 #include "cpu/simd-inl.h"
 
 namespace varlen_rnn::VARLEN_RNN_ISA {
 
 using Ints = Vector<float>::Int;
 
-inline constexpr int kGroup = static_cast<int>(kQuantizedUnits);
+inline constexpr int kGroup = static_cast<int>(kInt8Units);
 inline constexpr int kGroupVectors = kGroup / kLanes<float>;
 static_assert(kGroupVectors * kLanes<float> == kGroup);
 
 #if defined(__ARM_FEATURE_MATMUL_INT8) || defined(__ARM_FEATURE_DOTPROD)
 // Instructions for 8 bits, exact for activations of 16: a value is 256 * upper + lower, both signed
-// (kQuantizedActivationMax), and each half has sums of its own. A row's step is 8 upper bytes, then
+// (kActivationMax), and each half has sums of its own. A row's step is 8 upper bytes, then
 // 8 lower ones. Both sets need weights by unit, which zips make of pairs.
 inline constexpr int kStep = 8;
 inline constexpr int kSums = 2 * kGroupVectors;

@@ -17,7 +17,7 @@ from helpers import (
     random_batch,
     random_hx,
 )
-from quantized_truth import Truth, named, product, quantized_weight
+from int8_truth import Truth, named, product, quantized_weight
 from ragged import ANY_BATCH, NAN, Ragged, draw_resets, draw_valid, each_segment_alone, in_form
 from torch import Tensor, nn
 
@@ -156,33 +156,6 @@ def test_a_weight_is_off_by_half_a_step_at_most() -> None:
     off = (q.double() * scale.double()[:, None] - weight.double()).abs()
     assert bool((off <= 0.5001 * scale.double()[:, None]).all())
     assert bool((q.abs().amax(dim=1) == 127).all())
-
-
-@pytest.mark.parametrize("num_gates", [3, 4])
-@pytest.mark.parametrize(("hidden_size", "size"), [(1, 1), (16, 2), (17, 5), (40, 8)])
-def test_packed_rows_are_where_the_kernels_read_them(
-    num_gates: int, hidden_size: int, size: int
-) -> None:
-    rows = torch.arange(num_gates * hidden_size * size) % 251 - 125
-    rows = rows.view(num_gates * hidden_size, size).to(torch.int8)
-    packed = int8.pack(rows, num_gates)
-    groups, pairs = -(-hidden_size // 16), -(-size // 2)
-    assert packed.shape == (groups, num_gates, pairs, 16, 2)
-    assert packed.is_contiguous()
-    for (group, gate, pair, unit, second), value in np.ndenumerate(packed.numpy()):
-        u, k = group * 16 + unit, 2 * pair + second
-        inside = u < hidden_size and k < size
-        assert value == (rows[gate * hidden_size + u, k] if inside else 0)
-    assert_equal(int8.unpack(packed, hidden_size, size), rows)
-    scales = rows[:, 0].float()
-    packed_scales = int8.pack(scales, num_gates)
-    assert packed_scales.shape == (groups, num_gates, 16)
-    assert_equal(int8.unpack(packed_scales, hidden_size), scales)
-
-
-def assert_equal(got: Tensor, expected: Tensor) -> None:
-    assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
-    assert torch.equal(got, expected)
 
 
 def error_bound(x: Tensor, weight: Tensor) -> Tensor:
