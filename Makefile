@@ -82,6 +82,9 @@ demo-ppo: ready  ### reinforcement learning with memory: whole rollouts in one c
 demo-distributed: ready  ### train in two processes, on batches balanced by their tokens
 	@$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 examples/train_distributed.py $(ARGS)
 
+demo-streaming: ready  ### hundreds of streams that come and go, one step at a time: latency, frames a second, the same bits
+	@$(BIN)/python examples/streaming.py $(ARGS)
+
 # What demos, checks, benchmarks and docs run on. Says nothing where everything is there.
 ready:
 	@mkdir -p $(dir $(LOG))
@@ -256,6 +259,6 @@ $(PACKAGES_INSTALLED): $(PACKAGES_TORCH) benchmarks/packages/requirements.txt
 	  then touch $@; fi
 	rm -f $(PACKAGES)/lib/python*/site-packages/torchaudio/lib/*.so
 
-.PHONY: help build ready demo demo-names demo-ppo demo-distributed tools check test test-sanitizer test-math test-arm \
-  test-compilers test-pythons test-emulator \
+.PHONY: help build ready demo demo-names demo-ppo demo-distributed demo-streaming tools check test test-sanitizer \
+  test-math test-arm test-compilers test-pythons test-emulator \
   test-mutants test-cuda-build wheel test-wheel test-packages gpu-check bench docs lint format clean

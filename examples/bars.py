@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 
+COLOURS = ("tab:orange", "tab:blue", "tab:cyan")
+
 
 def times_as_fast(measured: Mapping[str, Sequence[float]], *, rates: bool) -> list[float]:
     """How many times as fast as the first each is, by the medians of its times (or rates)."""
@@ -19,6 +21,7 @@ def draw_bars(
     *,
     rates: bool = False,
     digits: int = 0,
+    colours: Sequence[str] = COLOURS,
 ) -> None:
     """Draw a bar for each name, with its median and ratio on it, and its values as points.
 
@@ -27,7 +30,7 @@ def draw_bars(
     """
     medians = [statistics.median(values) for values in measured.values()]
     top = 1.5 * max(medians)
-    colours = ("tab:orange", "tab:blue", "tab:cyan")[: len(medians)]
+    colours = colours[: len(medians)]
     axes.bar(list(measured), medians, width=0.7, color=colours, alpha=0.5)
     ratios = times_as_fast(measured, rates=rates)
     for place, (values, colour) in enumerate(zip(measured.values(), colours, strict=True)):

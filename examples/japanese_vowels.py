@@ -67,9 +67,9 @@ class SpeakerClassifier(nn.Module):
 
 @dataclass
 class Run:
-    """One model in training and what was measured on it."""
+    """One model in training, with its recurrent module `rnn`, and what was measured on it."""
 
-    model: SpeakerClassifier
+    model: nn.Module
     learning_rate: float
     batches: str = ""  # how they are given, if not packed
     losses: list[float] = field(default_factory=list)

@@ -134,6 +134,7 @@ NOT_RUN = {
     "darts",
     "flash-attn",
     "keras",
+    "onnxruntime",
     "sb3-contrib",
     "torchrl",
     "transformers",

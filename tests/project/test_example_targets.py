@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
 ROOT = Path(__file__).parents[2]
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 PYTHON = """#!/bin/sh
 echo "$* [$VARLEN_RNN_CUDA_ARCHS $VARLEN_RNN_WERROR]" >>calls
 echo "pages of output"
@@ -82,6 +84,15 @@ def test_a_demo_installs_what_it_needs_in_three_lines_and_once(clone: Clone) -> 
     assert_called(calls, DEMO)
 
 
+@pytest.mark.parametrize("target", re.findall(r"^(demo\S*):", MAKEFILE, re.MULTILINE))
+def test_every_demo_runs_a_program_with_what_it_needs(clone: Clone, target: str) -> None:
+    status, _, calls = clone.make(target, ARGS="--cell gru")
+    assert status == 0
+    assert_called(calls, TORCH, BUILD, EXAMPLES, HERE, " --cell gru")
+    [program] = re.findall(r"\bexamples/\S+", calls[-1])
+    assert (ROOT / program).exists()
+
+
 def test_a_build_for_every_gpu_follows_a_demo_and_serves_the_next(clone: Clone) -> None:
     clone.make("demo")
     assert_called(clone.make("build")[2], EVERYWHERE)
@@ -121,7 +132,7 @@ def test_every_target_has_a_line_in_one_of_two_lists(clone: Clone) -> None:
     assert lines[0] == "For users:"
     users, developers = lines[1 : lines.index("")], lines[lines.index("") + 2 :]
     named = [line.split()[1] for line in users + developers]
-    phony = " ".join(Path(ROOT, "Makefile").read_text().split(".PHONY:")[1].split("\\\n")).split()
+    phony = " ".join(MAKEFILE.split(".PHONY:")[1].split("\\\n")).split()
     assert sorted([*named, "ready"]) == sorted(phony)
     assert {"demo", "check", "bench"} <= {line.split()[1] for line in users}
     assert {"lint", "test"} <= {line.split()[1] for line in developers}
