@@ -194,6 +194,10 @@ bench: ready  ### run the short benchmarks (ARGS=--full: all of them)
 	$(call step,$(TOOLS),Installing all other tools)
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
+bench-steps: ready  ### time single steps of streams against ONNX Runtime and torch: 25 minutes (ARGS=--quick: one)
+	$(call step,$(TOOLS),Installing all other tools)
+	$(BIN)/python -m benchmarks.steps $(ARGS)
+
 test-packages: $(TOOLS) $(RUNNABLE) $(PACKAGES_INSTALLED)  ## convert and compare models of public packages (ARGS="--only darts")
 	$(PACKAGES)/bin/python -m benchmarks.packages $(ARGS)
 
@@ -261,4 +265,4 @@ $(PACKAGES_INSTALLED): $(PACKAGES_TORCH) benchmarks/packages/requirements.txt
 
 .PHONY: help build ready demo demo-names demo-ppo demo-distributed demo-streaming tools check test test-sanitizer \
   test-math test-arm test-compilers test-pythons test-emulator \
-  test-mutants test-cuda-build wheel test-wheel test-packages gpu-check bench docs lint format clean
+  test-mutants test-cuda-build wheel test-wheel test-packages gpu-check bench bench-steps docs lint format clean

@@ -9,6 +9,7 @@ would take long); and as many timed calls as fill `TURN_SECONDS`, one at least.
 from __future__ import annotations
 
 import gc
+import itertools
 import random
 import statistics
 import time
@@ -22,6 +23,8 @@ PAUSE_SECONDS = 0.02
 TURN_SECONDS = 0.02
 # From here on the first call after the pause is timed as well: waking up is lost in it.
 SETTLE_SECONDS = 0.2
+# Of single calls, so many are not timed when a turn begins, with the weights in no cache.
+SETTLE_CALLS = 20
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,10 @@ def interleave(
     Args:
         functions: what to call, by name.
         budget: how often.
-        clock: `cuda_clock` for calls that only tell a device what to do.
+        clock: `cuda_clock` for calls that only tell a device what to do; one of their own for calls
+            after which there is something to wait for.
     """
-    pause_seconds = PAUSE_SECONDS if clock is host_clock else 0.0  # a device has no such threads
+    pause_seconds = 0.0 if clock is cuda_clock else PAUSE_SECONDS  # a device has no such threads
     timings: dict[str, Timing] = {}
     rounds: dict[str, int] = {}
     estimates: dict[str, float] = {}
@@ -135,3 +139,31 @@ def interleave(
     finally:
         gc.enable()
     return timings
+
+
+def latencies(
+    functions: Mapping[str, Callable[[], object]], turns: int, calls: int
+) -> dict[str, list[float]]:
+    """Seconds of every single call, ``turns * calls`` a function, which take turns as above."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    names = list(functions)
+    order = random.Random(0)
+    stamps = [0] * (calls + 1)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(turns):
+            order.shuffle(names)
+            for name in names:
+                call = functions[name]
+                time.sleep(PAUSE_SECONDS)
+                for _ in range(SETTLE_CALLS):
+                    call()
+                stamps[0] = time.perf_counter_ns()
+                for index in range(1, calls + 1):
+                    call()
+                    stamps[index] = time.perf_counter_ns()
+                seconds[name] += [(b - a) / 1e9 for a, b in itertools.pairwise(stamps)]
+    finally:
+        gc.enable()
+    return seconds

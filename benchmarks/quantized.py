@@ -34,7 +34,7 @@ TORCH, TORCH_FLOAT = "nn int8", "nn float32"
 CELLS: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU}
 # Rows, steps, input and hidden size.
 SHAPES = [(1, 100, size) for size in (64, 128, 256, 512, 1024)]
-SHAPES += [(1, 1, 256), (8, 100, 256), (32, 100, 256)]
+SHAPES += [(8, 100, 256), (32, 100, 256)]
 QUICK_SHAPES = [(1, 100, 256)]
 BUDGET = Budget(seconds=3.0, min_rounds=11, max_rounds=31)
 QUICK_BUDGET = Budget(seconds=0.2, min_rounds=3, max_rounds=5)

@@ -18,6 +18,7 @@ from benchmarks import headline, picture, quantized, tables
 from benchmarks.environment import ROOT
 from benchmarks.packages import report as packages
 from benchmarks.records import RESULTS, Record, load
+from benchmarks.steps import report as steps
 
 BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
 SPEED = RESULTS / "zen5-avx512-cpu.jsonl"
@@ -33,17 +34,25 @@ def published() -> list[Record]:
     return records
 
 
+def single_steps() -> list[Record]:
+    """The results of `benchmarks.steps`, in one file or several."""
+    return load(*sorted(RESULTS.glob("steps*.jsonl")))
+
+
 def blocks() -> dict[str, str]:
     """What stands between the markers, by the file's path."""
+    one_step = single_steps()
     int8 = [line for kind in ("", "-accuracy") for line in load(RESULTS / f"quantized{kind}.jsonl")]
     parts = {
         "Speed": tables.markdown(load(SPEED)),
         "Forms and state resets": f"{ANOTHER_MACHINE}\n\n{tables.markdown(load(FORMS))}",
+        **({"One step": steps.tables(one_step)} if one_step else {}),
         "int8 weights": quantized.tables(int8),
         "Models of public packages": packages.markdown(load(RESULTS / "packages.jsonl")),
     }
+    lines = headline.sentences(published()) + steps.sentences(one_step)
     return {
-        "README.md": "".join(f"- {line}\n" for line in headline.sentences(published())),
+        "README.md": "".join(f"- {line}\n" for line in lines),
         "docs/results.md": "\n".join(f"## {title}\n\n{text}" for title, text in parts.items()),
     }
 

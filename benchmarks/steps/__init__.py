@@ -1,0 +1,1 @@
+"""Times single steps of recurrent layers: `make bench-steps`."""
