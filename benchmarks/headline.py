@@ -75,10 +75,6 @@ def sentences(records: Sequence[Record]) -> list[str]:
         for record in _training(records, cell, "lengths", distribution="full")
     }
     of_gru = [_to_nn(record) for record in _training(records, "gru", "shapes")]
-    (step,) = chosen(records, group="step", cell="lstm")
-    ours_us, theirs_us, cell_us = (
-        number(seconds(step)[peer] * 1e6) for peer in (OURS, NN[0], "nn cell")
-    )
     resets = _training(records, "lstm", "resets")
     to_loop = {
         rows: min(ratio(r, "nn step loop".__eq__) for r in chosen(resets, B=rows))
@@ -103,8 +99,7 @@ def sentences(records: Sequence[Record]) -> list[str]:
         f"An LSTM of {growth[-1]['T']} steps takes {flat} times as long a token as one of "
         f"{growth[0]['T']}; padded {by_padded}, packed {by_packed}.",
         f"Without any padding an LSTM trains {full['lstm']:.2f} times as fast, a GRU "
-        f"{full['gru']:.1f} times. One streaming step\n  of an LSTM with one row takes {ours_us} "
-        f"µs, with `nn.LSTM` {theirs_us} µs, with `nn.LSTMCell` {cell_us} µs.",
+        f"{full['gru']:.1f} times.",
         f"With state resets at least {rounded_down(to_loop[few])} times as fast as a loop over "
         f"steps at {few} rows,\n  {rounded_down(to_loop[many])} times at {many}; every form of "
         f"batch takes at most {slowest:.2f} times as long as packed\n  (another machine, "

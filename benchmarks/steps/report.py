@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from benchmarks.headline import ISAS
 from benchmarks.records import (
     Record,
     chosen,
@@ -157,17 +158,20 @@ def tables(records: Sequence[Record]) -> str:
 
 def sentences(records: Sequence[Record]) -> list[str]:
     """What the README says: one line, or none if that workload was not timed."""
-    wanted = {"cell": "lstm", "layers": 1, "B": 1, "H": 256, "threads": 1}
+    wanted = {"cell": "lstm", "layers": 1, "B": 1, "H": 256}
     said = []
-    for record in chosen(records, group="step", **wanted):
+    of_sizes = chosen(records, group="step", **wanted)
+    most = max((record["threads"] for record in of_sizes), default=0)
+    on = "one thread" if most == 1 else f"{most} threads"
+    for record in chosen(of_sizes, threads=most):
         best = best_onnx(record)
         found = {**seconds(record), ONNX: best[1] if best else None}
         named = [found.get(name) for name in (*STREAMS, ONNX, CELL)]
         if None not in named:
             ours, bfloat16, int8, onnx, cell = (number(s * 1e6) for s in named)
             said.append(
-                f"A step of a stream of an LSTM with 256 units takes **{ours} µs** on one thread, "
+                f"A step of a stream of an LSTM with 256 units takes **{ours} µs** on {on}, "
                 f"{bfloat16} with\n  bfloat16 weights, {int8} with int8; with ONNX Runtime {onnx}, "
-                f"with `nn.LSTMCell` {cell}."
+                f"with `nn.LSTMCell` {cell}\n  (another machine, {ISAS[record['isa']]})."
             )
     return said

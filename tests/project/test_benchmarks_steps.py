@@ -277,7 +277,8 @@ def test_the_readme_says_one_line_if_there_are_results(
     after = report.blocks()
     assert after["README.md"].removeprefix(before["README.md"]) == (
         "- A step of a stream of an LSTM with 256 units takes **20 µs** on one thread, 10 with\n"
-        "  bfloat16 weights, 8 with int8; with ONNX Runtime 30, with `nn.LSTMCell` 50.\n"
+        "  bfloat16 weights, 8 with int8; with ONNX Runtime 30, with `nn.LSTMCell` 50\n"
+        "  (another machine, AVX-512).\n"
     )
     assert "## One step\n" in after["docs/results.md"]
     for size in (64, 256):
