@@ -134,7 +134,7 @@ class StreamingRNN:
             and not x.requires_grad
             and streams.compiled is not None
             and forward_ad._current_level < 0
-            and not in_jit_trace()
+            and torch._C._get_tracing_state() is None
             and not torch._C._len_torch_dispatch_stack()
         ):
             if rows is None:

@@ -103,14 +103,14 @@ struct ForwardWorkspace {
 };
 
 // Calls f(blocks) for pieces of a range, which are small enough for a cache of some megabytes to keep
-// many of them; for all at once where they fit the core's own cache, or are more than `most`.
-// `bytes` are a block's.
+// many of them; for all at once where they fit the core's own cache, are more than `most`, or where
+// rows are so many that multiplying takes longer than loading weights. `bytes` are a block's.
 template <class F>
-VR_INLINE void for_each_piece(Range range, int64_t bytes, int64_t most, bool backwards,
-                              const F& f) {
-  constexpr int64_t kPiece = 2, kNear = static_cast<int64_t>(Costs::kNear);
+VR_INLINE void for_each_piece(Range range, int64_t rows, int64_t bytes, int64_t most,
+                              bool backwards, const F& f) {
+  constexpr int64_t kPiece = 2, kFewRows = 16, kNear = static_cast<int64_t>(Costs::kNear);
   const int64_t count = range.end - range.begin, all = count * bytes;
-  if (all <= kNear || all > most) return f(range);
+  if (rows > kFewRows || all <= kNear || all > most) return f(range);
   for (int64_t i = 0; i < count; i += kPiece) {
     const int64_t first = backwards ? (count - 1 - i) / kPiece * kPiece : i;
     const int64_t end = first + kPiece < count ? first + kPiece : count;
@@ -189,7 +189,7 @@ void forward_part(const Forward& p, const ForwardWorkspace<Layer>& space, int64_
       step.ld_cells = part.stride * H;
     }
     layer.begin_step(own.rows, step, active);
-    for_each_piece(blocks, block_bytes, Layer::kMostPieces, (s + p.backwards) % 2 == 1,
+    for_each_piece(blocks, active, block_bytes, Layer::kMostPieces, (s + p.backwards) % 2 == 1,
                    [&](Range piece) {
                      if (multiplies)
                        layer.multiply_input(own.rows, d, active, piece, own.g, space.ldg);
