@@ -5,7 +5,6 @@
 
 #include <pybind11/stl.h>
 
-#include <array>
 #include <memory>
 #include <numeric>
 #include <vector>
@@ -56,6 +55,7 @@ LayerSizes sizes_of(bool is_lstm, int dtype, int order, int64_t units, int64_t i
 // Calls f with the threads that a call is worth.
 template <class F>
 void with_pool(double flops, int64_t rows, const F& f) {
+  if (rows == 0) return f({1, false, serial_for});
   // One worker's work needs no threads, and other threads of Python can wait for it.
   if (num_workers(flops, static_cast<double>(rows), 2) == 1) return f({1, false, serial_for});
   const py::gil_scoped_release others_may_run;
@@ -128,6 +128,7 @@ void define_direct_calls(py::module_& m) {
              s.read({pointer_to<const int64_t>(rows), count}, pointer_to<void>(h),
                     pointer_to<void>(c));
            })
+      .def("revive", &Stream::revive)
       .def("load",
            [](Stream& s, int64_t count, Address rows, Address h, Address c) {
              s.load({pointer_to<const int64_t>(rows), count}, pointer_to<const void>(h),

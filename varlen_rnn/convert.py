@@ -76,7 +76,7 @@ def revert(model: ModuleT) -> ModuleT:
     ``forward`` takes what ``nn.LSTM`` takes: no lengths, masks or resets.
 
     Layers that stay as they are, which one warning names: subclasses with methods or attributes of
-    their own, such as those with int8 weights; traced ones; and those whose ``forward`` was
+    their own, such as frozen ones; traced ones; and those whose ``forward`` was
     replaced on the object.
 
     Args:

@@ -28,7 +28,8 @@ FROZEN_AS = {**FROZEN, **{theirs: FROZEN[ours] for theirs, ours in OURS.items()}
 def freeze(model: ModuleT, weights: torch.dtype | None = None, *, inplace: bool = False) -> ModuleT:
     """Packs the weights of every LSTM and GRU of a model once, for inference on the CPU.
 
-    A layer otherwise packs its weights in every call, which is most of the time of a short one.
+    A layer otherwise packs its weights in every call, which is most of the time of one with few
+    tokens, or reads them in an order that is not the kernels'.
     Every ``VarLenLSTM`` and ``VarLenGRU``, and every ``nn.LSTM`` and ``nn.GRU`` becomes a
     :class:`FrozenVarLenLSTM` or :class:`FrozenVarLenGRU`, with its hooks and its training flag.
     Other modules stay as they are, and so does what :func:`convert` would leave, which is said as

@@ -40,7 +40,7 @@ class StreamingRNN:
     call raises an error, and changes nothing.
 
     No gradient goes through, as with :class:`FrozenVarLenLSTM`. ``copy.deepcopy`` and ``pickle``
-    take the states along.
+    take the states along, and pack the weights as they are then.
 
     Args:
         rnn: a ``VarLenLSTM`` or ``VarLenGRU``, frozen (:func:`freeze`: with bfloat16 or int8
@@ -89,13 +89,25 @@ class StreamingRNN:
         self._streams = self._fresh()
 
     def refresh(self) -> None:
-        """Packs the weights of ``rnn`` anew, as they are now; the states stay."""
-        streams = self._fresh()
+        """Packs the weights of ``rnn`` anew, as they are now; the states stay.
+
+        Raises:
+            ValueError: ``rnn`` has other layers than before, or weights that cannot be frozen.
+            RuntimeError: another thread is in a call of the same object.
+        """
+        old, streams = self._streams, self._fresh()
+        if streams.kind != old.kind:
+            expected = "have the mode, layers, H and P of before"
+            raise ValueError(f"{NAME}: rnn must {expected}, {old.kind}, got {streams.kind}")
         # From here on a thread that is about to call the old ones is refused, and loses no step.
-        h, c = self._streams.retire()
-        compute = torch.promote_types(streams.dtype, torch.float32)
-        c = None if c is None else c.to(streams.device, compute)
-        streams.load(h.to(streams.device, streams.dtype), c, None)
+        h, c = old.retire()
+        try:
+            compute = torch.promote_types(streams.dtype, torch.float32)
+            c = None if c is None else c.to(streams.device, compute)
+            streams.load(h.to(streams.device, streams.dtype), c, None)
+        except BaseException:
+            old.revive()
+            raise
         self._streams = streams
 
     def _fresh(self) -> CompiledStreams | ModuleStreams:
@@ -157,11 +169,11 @@ class StreamingRNN:
                 and x.shape == (*rows.shape, streams.input_size)
                 and rows.dim() == 1
             ):
-                count = rows.shape[0]
-                out = x.new_empty((count, streams.output_size))
-                if count > 0:
-                    streams.compiled.run(count, rows.data_ptr(), x.data_ptr(), 1, out.data_ptr())
-                return out
+                count, rows_at, x_at = rows.shape[0], rows.data_ptr(), x.data_ptr()
+                if rows_at and x_at:
+                    out = x.new_empty((count, streams.output_size))
+                    streams.compiled.run(count, rows_at, x_at, 1, out.data_ptr())
+                    return out
         return self._call(streams, x, rows, out)
 
     def _call(
@@ -179,7 +191,8 @@ class StreamingRNN:
             raise failure(NAME, "x", f"on the layer's device {streams.device}", x.device)
         if x.layout is not torch.strided:
             raise TypeError(f"{NAME}: x must be a dense tensor, got one of layout {x.layout}")
-        if x.dtype != streams.dtype and autocasts(streams.device.type):
+        is_cast = x.is_floating_point() and x.dtype != torch.float64
+        if x.dtype != streams.dtype and is_cast and autocasts(streams.device.type):
             x = x.to(streams.dtype)
         if x.dtype != streams.dtype:
             raise InputTypeError(
@@ -201,7 +214,7 @@ class StreamingRNN:
         with torch.no_grad():
             steps = x.detach() if x.dim() == 3 else x.detach().unsqueeze(1)
             result = out
-            if out is None or not out.is_contiguous() or _overlap(out, x):
+            if out is None or not out.is_contiguous() or out.is_neg() or _overlap(out, x):
                 result = torch.empty(shape, dtype=streams.dtype, device=streams.device)
             assert result is not None
             streams.run(steps, which, result)
@@ -293,7 +306,7 @@ class StreamingRNN:
         if state.device != streams.device:
             on = f"on the layer's device {streams.device}"
             raise failure(NAME, f"state ({what})", on, state.device)
-        return state.detach().contiguous()
+        return state.detach().resolve_neg().contiguous()
 
     def __repr__(self) -> str:
         return f"{NAME}({self.rnn!r}, num_rows={self.num_rows})"
@@ -321,11 +334,14 @@ def _fits(streams: Streams, out: Tensor, x_at: int) -> bool:
         and out.dtype is streams.dtype
         and out.is_cpu
         and out.is_contiguous()
+        and not out.is_neg()
         and not out.requires_grad
         and (not out.is_inference() or torch.is_inference_mode_enabled())
     ):
         return False
     out_at = out.data_ptr()
+    if not out_at:
+        return False
     return out_at + streams.like.nbytes <= x_at or x_at + streams.x_bytes <= out_at
 
 
@@ -342,7 +358,11 @@ def _check_out(streams: Streams, out: Tensor, shape: tuple[int, ...]) -> None:
         raise failure(NAME, "out", f"{list(shape)}", list(out.shape))
     if out.layout is not torch.strided:
         raise TypeError(f"{NAME}: out must be a dense tensor, got one of layout {out.layout}")
-    if any(n > 1 and not step for n, step in zip(out.shape, out.stride(), strict=True)):
+    extent, apart = 1, True
+    for step, n in sorted(zip(out.stride(), out.shape, strict=True)):
+        if n > 1:
+            apart, extent = apart and step >= extent, step * n
+    if not apart:
         expected = "a tensor whose elements lie apart"
         raise ValueError(f"{NAME}: out must be {expected}, got strides {out.stride()}")
     if out.is_inference() and not torch.is_inference_mode_enabled():

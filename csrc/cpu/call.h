@@ -2,6 +2,7 @@
 // values, and run on as many workers as the work is worth.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 

@@ -17,7 +17,7 @@ struct FloatLayer {
   using Compute = T;
   static constexpr int kUnits = Cell::template kUnits<T>;
   static constexpr int kWidth = Cell::kGates * kUnits;
-  // Workers of a team write whole cache lines of h.
+  // Workers of a team write whole cache lines of h, at least of the widest vectors.
   static constexpr int64_t kGrain = 2;
   static constexpr int64_t kMostPieces = Matrix::kMostPieces;
 

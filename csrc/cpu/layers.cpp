@@ -1,7 +1,9 @@
 #include "cpu/layers.h"
 
+#include <algorithm>
 #include <limits>
 #include <new>
+#include <type_traits>
 
 #include "cpu/dispatch.h"
 #include "cpu/work.h"
@@ -81,21 +83,30 @@ void LayerRunner::run(const LayerSizes& sizes, const Weights* layers, size_t num
                                     const char, char>;
     return states == nullptr ? nullptr : static_cast<Byte*>(states) + layer * bytes;
   };
-  for (size_t layer = 0; layer < num_layers; ++layer) {
+  const auto begin = [&](size_t layer) {
     p.call.input_size = layer == 0 ? sizes.input_size : sizes.output_size;
-    p.x = layer == 0 ? rows.x : between_[(layer - 1) % 2].data();
-    p.x_stride = p.call.input_size;
-    p.out = layer + 1 == num_layers ? rows.out : between_[layer % 2].data();
-    p.weights[0] = layers[layer];
-    p.h_0 = layer_of(rows.h_0, layer, h_bytes);
-    p.h_n = layer_of(rows.h_n, layer, h_bytes);
-    p.c_0 = layer_of(rows.c_0, layer, c_bytes);
-    p.c_n = layer_of(rows.c_n, layer, c_bytes);
     p.call.num_workers =
         num_workers(static_cast<double>(sizes.flops(layer)) * static_cast<double>(num_tokens),
                     static_cast<double>(count), pool.num_threads);
     p.call.parallel_for = p.call.num_workers > 1 ? pool.parallel_for : serial_for;
-    p.call.scratch = scratch(scratch_of(p));
+    p.weights[0] = layers[layer];
+  };
+  // Before any layer changes a state; all but the first are alike.
+  size_t scratch_bytes = 0;
+  for (size_t layer = 0; layer < num_layers && layer < 2; ++layer) {
+    begin(layer);
+    scratch_bytes = std::max(scratch_bytes, scratch_of(p));
+  }
+  p.call.scratch = scratch(scratch_bytes);
+  for (size_t layer = 0; layer < num_layers; ++layer) {
+    begin(layer);
+    p.x = layer == 0 ? rows.x : between_[(layer - 1) % 2].data();
+    p.x_stride = p.call.input_size;
+    p.out = layer + 1 == num_layers ? rows.out : between_[layer % 2].data();
+    p.h_0 = layer_of(rows.h_0, layer, h_bytes);
+    p.h_n = layer_of(rows.h_n, layer, h_bytes);
+    p.c_0 = layer_of(rows.c_0, layer, c_bytes);
+    p.c_n = layer_of(rows.c_n, layer, c_bytes);
     kernel(p);
   }
 }

@@ -1,6 +1,6 @@
 // Weights into blocks of `width` columns, each [K][width]: the order in which a tile reads them.
 //
-// Packing is done in every call of a module, which reads and writes each weight once, a vector at a
+// Packing is done in every call of a module of more than a step and a few rows; it reads and writes each weight once, a vector at a
 // time: to find out whether a cached pack is still valid costs more, since nothing tells of a write
 // through `parameter.data`. Who knows that weights stay packs them once: varlen_rnn.freeze.
 #pragma once

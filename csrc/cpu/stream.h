@@ -32,6 +32,7 @@ class Stream {
   // Reads the states of all rows for the stream that takes this one's place: later calls of this one
   // fail, as if another thread were in a call.
   void retire(void* h, void* c);
+  void revive() { in_use_.store(false, std::memory_order_release); }  // takes it back
 
   int64_t num_rows() const { return num_rows_; }
   double flops(int64_t num_tokens) const { return sizes_.flops(layers_.size(), num_tokens); }

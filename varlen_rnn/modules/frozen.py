@@ -262,6 +262,20 @@ def check_weights(operation: str, weights: torch.dtype | None) -> None:
         )
 
 
+def _shape(rnn: nn.RNNBase, name: str) -> tuple[int, ...]:
+    """What a weight has where nobody has changed it."""
+    rows = (4 if rnn.mode == "LSTM" else 3) * rnn.hidden_size
+    output_size = rnn.proj_size or rnn.hidden_size
+    kind, _, place = name.rpartition("_l")
+    if kind.startswith("bias"):
+        return (rows,)
+    if kind == "weight_hr":
+        return (output_size, rnn.hidden_size)
+    is_first = place.removesuffix("_reverse") == "0"
+    below = rnn.input_size if is_first else output_size * (2 if rnn.bidirectional else 1)
+    return (rows, output_size if kind == "weight_hh" else below)
+
+
 def check_freezable(
     operation: str, prefix: str, rnn: nn.RNNBase, weights: torch.dtype | None
 ) -> None:
@@ -280,6 +294,7 @@ def check_freezable(
     allowed: tuple[torch.dtype, ...] = _DTYPES if weights is None else (torch.float32,)
     if weights == torch.bfloat16:
         allowed = (torch.float32, torch.bfloat16)
+    first: Any = getattr(rnn, rnn._all_weights[0][0], None)
     for name in (name for names in rnn._all_weights for name in names):
         if name not in rnn._parameters and not parametrize.is_parametrized(rnn, name):
             raise ValueError(
@@ -290,5 +305,12 @@ def check_freezable(
         if weight.dtype not in allowed:
             expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
             raise TypeError(f"{start}{name} must be {expected}, got {weight.dtype}")
+        if (weight.dtype, weight.device) != (first.dtype, first.device):
+            expected = f"of the others' dtype and device, {first.dtype} and {first.device}"
+            got = f"{weight.dtype} and {weight.device}"
+            raise ValueError(f"{start}{name} must be {expected}, got {got}")
+        shape = _shape(rnn, name)
+        if weight.shape != shape:
+            raise ValueError(f"{start}{name} must be {list(shape)}, got {list(weight.shape)}")
         if weights == torch.int8 and not weight.is_meta and not weight.isfinite().all():
             raise ValueError(f"{start}{name} must be finite, got NaN or Inf")

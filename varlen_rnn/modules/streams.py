@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from varlen_rnn.modules.frozen import FrozenVarLenGRU, FrozenVarLenLSTM
 from varlen_rnn.ops import direct
 from varlen_rnn.ops.frozen import packed_anew
-from varlen_rnn.ops.packed import KINDS, native_units
+from varlen_rnn.ops.packed import KINDS, are_packed, native_units
 
 NAME = "StreamingRNN"
 
@@ -22,6 +22,15 @@ def autocasts(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
+def _at(what: str, tensor: Tensor) -> int:
+    """The address of a tensor's memory, which some only pretend to have."""
+    address = tensor.data_ptr()
+    if not address and tensor.numel():
+        got = f"a {type(tensor).__name__} without any"
+        raise TypeError(f"{NAME}: {what} must be a tensor with memory of its own, got {got}")
+    return address
+
+
 class Streams:
     """What calls read of either kind of streams, at once, since a refresh replaces all of it."""
 
@@ -29,6 +38,7 @@ class Streams:
         self, rnn: nn.RNNBase, num_rows: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.dtype, self.device = dtype, device
+        self.kind = (rnn.mode, rnn.num_layers, rnn.hidden_size, rnn.proj_size)
         self.input_size, self.output_size = rnn.input_size, rnn.proj_size or rnn.hidden_size
         # What the call of one step of all streams compares with, and makes.
         self.x_shape = torch.Size((num_rows, self.input_size))
@@ -53,8 +63,16 @@ class CompiledStreams(Streams):
             input_size = self.output_size if layer else rnn.input_size
             sizes = (input_size, rnn.hidden_size, self.output_size)
             given = rnn._layer_weights(layer)[: len(KINDS)]
-            packed = packed_anew(rnn._cell, given, sizes)
-            weights += [None if w is None else w.detach().contiguous() for w in packed]
+            packed = [
+                None if w is None else w.detach().resolve_neg().contiguous()
+                for w in packed_anew(rnn._cell, given, sizes)
+            ]
+            compute = torch.promote_types(self.dtype, torch.float32)
+            if not are_packed(rnn._cell, packed, kept, compute, sizes):
+                raise ValueError(
+                    f"{NAME}: weights of layer {layer} must be as freeze makes them, got others"
+                )
+            weights += packed
         self.compiled = _C.Stream(
             rnn.mode == "LSTM",
             direct.DTYPES[self.dtype],
@@ -72,7 +90,7 @@ class CompiledStreams(Streams):
         """Feeds ``x [K, T, I]`` to those rows, and writes to a contiguous ``out``."""
         x = x.contiguous().resolve_neg()
         count, pointer = self._which(rows)
-        self.compiled.run(count, pointer, x.data_ptr(), x.shape[1], out.data_ptr())
+        self.compiled.run(count, pointer, _at("x", x), x.shape[1], _at("out", out))
 
     def reset(self, rows: Tensor | None) -> None:
         """Makes states zero."""
@@ -91,6 +109,10 @@ class CompiledStreams(Streams):
         self.compiled.retire(h.data_ptr(), 0 if c is None else c.data_ptr())
         return h, c
 
+    def revive(self) -> None:
+        """Takes :meth:`retire` back."""
+        self.compiled.revive()
+
     def _states(self, count: int) -> tuple[Tensor, Tensor | None]:
         shape = (self._num_layers, count, self.output_size)
         h = torch.empty(shape, dtype=self.dtype, device="cpu")
@@ -103,12 +125,14 @@ class CompiledStreams(Streams):
 
     def load(self, h: Tensor, c: Tensor | None, rows: Tensor | None) -> None:
         """Puts states in, which are contiguous."""
-        c_pointer = 0 if c is None else c.data_ptr()
-        self.compiled.load(*self._which(rows), h.data_ptr(), c_pointer)
+        c_pointer = 0 if c is None else _at("state (c)", c)
+        self.compiled.load(*self._which(rows), _at("state (h)", h), c_pointer)
 
     def _which(self, rows: Tensor | None) -> tuple[int, int]:
         """How many, and where their numbers lie: 0 for all, and not 0 for none."""
-        return (self._num_rows, 0) if rows is None else (len(rows), rows.data_ptr() or 8)
+        if rows is None:
+            return self._num_rows, 0
+        return len(rows), _at("rows", rows) if len(rows) else 8
 
 
 class ModuleStreams(Streams):
@@ -147,7 +171,7 @@ class ModuleStreams(Streams):
                 expected = f"in [0, num_rows) = [0, {num_rows})"
                 raise ValueError(f"{NAME}: rows must be {expected}, got {row} at index {index}")
             if row in seen:
-                raise ValueError(f"{NAME}: rows must not repeat, got {row} again at index {index}")
+                raise ValueError(f"{NAME}: rows must be distinct, got {row} again at index {index}")
             seen.add(row)
         return rows.to(self.device)
 
@@ -196,6 +220,10 @@ class ModuleStreams(Streams):
         """All states; later calls are refused, as if another thread were in one."""
         self._locked()
         return self._h, self._c
+
+    def revive(self) -> None:
+        """Takes :meth:`retire` back."""
+        self._lock.release()
 
     def load(self, h: Tensor, c: Tensor | None, rows: Tensor | None) -> None:
         """Puts states in, which are contiguous."""

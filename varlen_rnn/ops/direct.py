@@ -117,6 +117,7 @@ def layers(
         units = native_units("lstm" if is_lstm else "gru", packed)
         compute = torch.promote_types(dtype, torch.float32)
     addresses: list[int] = []
+    kept = []  # another thread may replace a weight, whose memory is still read
     expected = _expected(is_lstm, packed, compute, num_layers, sizes, units)
     for of_layer, expected_of_layer in zip(names, expected, strict=True):
         for name, (weight_shape, weight_dtype) in zip(of_layer, expected_of_layer, strict=False):
@@ -128,11 +129,17 @@ def layers(
                 and weight.dtype is weight_dtype
                 and weight.is_cpu
                 and weight.is_contiguous()
+                and not weight.is_neg()
                 and not (grad and weight.requires_grad)
+                and (at := weight.data_ptr())
             ):
                 return None
-            addresses.append(weight.data_ptr())
+            kept.append(weight)
+            addresses.append(at)
         addresses += _ZEROS[len(of_layer) :]
+    x_at = x.data_ptr()
+    if not x_at:
+        return None
     finals: tuple[Tensor, ...]
     if states is None:
         h_0 = c_0 = 0
@@ -141,6 +148,7 @@ def layers(
     else:
         if type(states) not in (tuple, list) or len(states) != 1 + is_lstm:
             return None
+        states = tuple(states)
         state_shape = (num_layers, num_rows, hidden_size)
         for state in states:
             if not (
@@ -149,7 +157,9 @@ def layers(
                 and state.dtype is dtype
                 and state.is_cpu
                 and state.is_contiguous()
+                and not state.is_neg()
                 and not (grad and state.requires_grad)
+                and state.data_ptr()
             ):
                 return None
         finals = tuple([torch.empty_like(state) for state in states])
@@ -165,7 +175,7 @@ def layers(
         num_rows,
         num_steps,
         not batch_first,
-        x.data_ptr(),
+        x_at,
         out.data_ptr(),
         h_0,
         c_0,

@@ -15,6 +15,8 @@ See ``csrc/cpu/README.md``; shapes are those of the legend in :mod:`varlen_rnn.l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -52,6 +54,44 @@ def packed_shape(
     if dtype == torch.bfloat16:
         return (blocks, (size + 1) // 2, num_gates, units, 2)
     return (blocks, size, num_gates, units)
+
+
+def are_packed(
+    cell: str,
+    weights: Sequence[Tensor | None],
+    dtype: torch.dtype,
+    compute: torch.dtype,
+    sizes: tuple[int, int, int],
+) -> bool:
+    """Whether they are of one direction, of KINDS, as the kernels in use read them in place.
+
+    ``dtype`` is that of packed weights, ``compute`` what is computed in; ``sizes`` are I, H and P.
+    """
+    input_size, hidden_size, output_size = sizes
+    num_gates, units = 4 if cell == "lstm" else 3, native_units(cell, dtype)
+    of_integers = dtype == torch.int8
+    vector = packed_shape(None, hidden_size, 0, num_gates, units)
+    width = 4 * units
+    projection = (-(-output_size // width), hidden_size, width)
+    expected: list[tuple[tuple[int, ...], torch.dtype] | None] = [
+        *(
+            (packed_shape(dtype, hidden_size, depth, num_gates, units), dtype)
+            for depth in (input_size, output_size)
+        ),
+        *[(vector, compute)] * 2,
+        *[(vector, torch.float32) if of_integers else None] * 2,
+        (projection, compute) if output_size != hidden_size else None,
+    ]
+    return all(
+        weight is None
+        if wanted is None
+        else weight is not None
+        and (tuple(weight.shape), weight.dtype) == wanted
+        and weight.is_cpu
+        and weight.is_contiguous()
+        and weight.data_ptr() != 0
+        for weight, wanted in zip(weights, expected, strict=True)
+    )
 
 
 def pack(rows: Tensor, num_gates: int, units: int) -> Tensor:
