@@ -102,8 +102,7 @@ class StreamingRNN:
         # From here on a thread that is about to call the old ones is refused, and loses no step.
         h, c = old.retire()
         try:
-            compute = torch.promote_types(streams.dtype, torch.float32)
-            c = None if c is None else c.to(streams.device, compute)
+            c = None if c is None else c.to(streams.device, streams.compute)
             streams.load(h.to(streams.device, streams.dtype), c, None)
         except BaseException:
             old.revive()
@@ -274,12 +273,11 @@ class StreamingRNN:
             raise TypeError(f"{NAME}: state must be a tuple (h, c), got {got}")
         h, c = state if lstm else (state, None)
         num_rows = self.num_rows if which is None else len(which)
-        compute = torch.promote_types(streams.dtype, torch.float32)
         h = self._check_state(streams, "h", h, num_rows, streams.output_size, (streams.dtype,))
         if lstm:
-            dtypes = (compute, streams.dtype)
+            dtypes = (streams.compute, streams.dtype)
             c = self._check_state(streams, "c", c, num_rows, self.rnn.hidden_size, dtypes)
-            c = c.to(compute)
+            c = c.to(streams.compute)
         streams.load(h, c, which)
 
     def _check_state(

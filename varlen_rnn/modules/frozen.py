@@ -17,7 +17,7 @@ from varlen_rnn.modules.base import VarLenRNNBase
 from varlen_rnn.modules.gru import VarLenGRU
 from varlen_rnn.modules.lstm import VarLenLSTM
 from varlen_rnn.ops import frozen, int8
-from varlen_rnn.ops.packed import KINDS
+from varlen_rnn.ops.packed import KINDS, have_shapes, packed_kinds
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -73,13 +73,18 @@ class _FrozenBase(VarLenRNNBase):
             suffix = names[0].removeprefix("weight_ih")
             kinds = [prefix + kind + suffix for kind in KINDS]
             weights = [tensors.get(name) for name in kinds]
-            is_first = index < (2 if self.bidirectional else 1)
             directions = 2 if self.bidirectional else 1
             output_size = self.proj_size or self.hidden_size
-            input_size = self.input_size if is_first else directions * output_size
+            input_size = self.input_size if index < directions else directions * output_size
             sizes = (input_size, self.hidden_size, output_size)
-            own = [self._buffers.get(kind + suffix) for kind in KINDS]
-            if not frozen.only_order_differs(self._cell, own, weights, sizes):
+            bias, dtype = weights[2], self._frozen_weights
+            assert bias is not None
+            assert dtype is not None
+            if bias.dim() != 3:
+                continue
+            if not have_shapes(
+                weights, packed_kinds(self._cell, dtype, bias.dtype, sizes, bias.shape[2])
+            ):
                 continue
             anew = frozen.packed_anew(self._cell, weights, sizes, units)
             for name, tensor in zip(kinds, anew, strict=True):
@@ -121,10 +126,7 @@ class _FrozenBase(VarLenRNNBase):
             onnx.refuse_frozen(self)
         return super()._forward(input, states, state_sizes, which)
 
-    def _run_directly(
-        self, x: Tensor | PackedSequence, states: Any
-    ) -> tuple[Tensor, tuple[Tensor, ...]] | None:
-        assert isinstance(x, Tensor)
+    def _run_directly(self, x: Any, states: Any) -> tuple[Tensor, tuple[Tensor, ...]] | None:
         # Weights of one type serve layers of several.
         return super()._run_directly(x, states) if x.dtype is self._dtype else None
 

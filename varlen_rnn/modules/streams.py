@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from varlen_rnn.modules.frozen import FrozenVarLenGRU, FrozenVarLenLSTM
 from varlen_rnn.ops import direct
 from varlen_rnn.ops.frozen import packed_anew
-from varlen_rnn.ops.packed import KINDS, are_packed, native_units
+from varlen_rnn.ops.packed import KINDS, have_shapes, native_units, packed_kinds
 
 NAME = "StreamingRNN"
 
@@ -38,6 +39,7 @@ class Streams:
         self, rnn: nn.RNNBase, num_rows: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.dtype, self.device = dtype, device
+        self.compute = torch.promote_types(dtype, torch.float32)  # of cell states
         self.kind = (rnn.mode, rnn.num_layers, rnn.hidden_size, rnn.proj_size)
         self.input_size, self.output_size = rnn.input_size, rnn.proj_size or rnn.hidden_size
         # What the call of one step of all streams compares with, and makes.
@@ -56,6 +58,7 @@ class CompiledStreams(Streams):
         super().__init__(rnn, num_rows, rnn._dtype, torch.device("cpu"))
         kept = rnn._frozen_weights
         assert kept is not None
+        units = native_units(rnn._cell, kept)
         self._num_rows = num_rows
         self._num_layers, self._hidden_size = rnn.num_layers, rnn.hidden_size
         weights: list[Tensor | None] = []
@@ -67,8 +70,12 @@ class CompiledStreams(Streams):
                 None if w is None else w.detach().resolve_neg().contiguous()
                 for w in packed_anew(rnn._cell, given, sizes)
             ]
-            compute = torch.promote_types(self.dtype, torch.float32)
-            if not are_packed(rnn._cell, packed, kept, compute, sizes):
+            kinds = packed_kinds(rnn._cell, kept, self.compute, sizes, units)
+            if not have_shapes(packed, kinds) or not all(
+                w.dtype == kind[1] and w.is_cpu and w.data_ptr()
+                for w, kind in zip(packed, kinds, strict=True)
+                if w is not None and kind is not None
+            ):
                 raise ValueError(
                     f"{NAME}: weights of layer {layer} must be as freeze makes them, got others"
                 )
@@ -77,7 +84,7 @@ class CompiledStreams(Streams):
             rnn.mode == "LSTM",
             direct.DTYPES[self.dtype],
             direct.ORDERS[kept],
-            native_units(rnn._cell, kept),
+            units,
             rnn.input_size,
             rnn.hidden_size,
             self.output_size,
@@ -118,9 +125,8 @@ class CompiledStreams(Streams):
         h = torch.empty(shape, dtype=self.dtype, device="cpu")
         c = None
         if self._has_cells:
-            compute = torch.promote_types(self.dtype, torch.float32)
             shape = (*shape[:2], self._hidden_size)
-            c = torch.empty(shape, dtype=compute, device="cpu")
+            c = torch.empty(shape, dtype=self.compute, device="cpu")
         return h, c
 
     def load(self, h: Tensor, c: Tensor | None, rows: Tensor | None) -> None:
@@ -145,20 +151,26 @@ class ModuleStreams(Streams):
         super().__init__(rnn, num_rows, getattr(rnn, "_dtype", weight.dtype), weight.device)
         self._rnn = rnn.eval().requires_grad_(False)
         self._rnn.batch_first = True
-        compute = torch.promote_types(self.dtype, torch.float32)
         sizes = (rnn.num_layers, num_rows, self.output_size)
         self._c: Tensor | None = None
         with torch.inference_mode(False):  # what is made in it cannot be changed outside
             self._h = torch.zeros(sizes, dtype=self.dtype, device=self.device)
             if rnn.mode == "LSTM":
                 sizes = (*sizes[:2], rnn.hidden_size)
-                self._c = torch.zeros(sizes, dtype=compute, device=self.device)
+                self._c = torch.zeros(sizes, dtype=self.compute, device=self.device)
         self._lock = threading.Lock()
 
-    def _locked(self) -> threading.Lock:
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        self._take()
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _take(self) -> None:
         if not self._lock.acquire(blocking=False):
             raise RuntimeError(f"{NAME}: another thread is in a call of the same object")
-        return self._lock
 
     def _which(self, rows: Tensor | None) -> Any:
         """What to index the rows of states with."""
@@ -180,8 +192,7 @@ class ModuleStreams(Streams):
         which = self._which(rows)
         if not x.shape[0] or not x.shape[1]:
             return
-        lock = self._locked()
-        try:
+        with self._alone():
             h, c = self._h[:, which].contiguous(), None
             if self._c is not None:
                 c = self._c[:, which].to(self.dtype).contiguous()
@@ -193,32 +204,24 @@ class ModuleStreams(Streams):
             else:
                 self._h[:, which], self._c[:, which] = state[0], state[1].to(self._c.dtype)
             out.copy_(y.view(out.shape))
-        finally:
-            lock.release()
 
     def reset(self, rows: Tensor | None) -> None:
         """Makes states zero."""
         which = self._which(rows)
-        lock = self._locked()
-        try:
+        with self._alone():
             self._h[:, which] = 0
             if self._c is not None:
                 self._c[:, which] = 0
-        finally:
-            lock.release()
 
     def read(self, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Copies of states."""
         which = self._which(rows)
-        lock = self._locked()
-        try:
+        with self._alone():
             return self._h[:, which].clone(), None if self._c is None else self._c[:, which].clone()
-        finally:
-            lock.release()
 
     def retire(self) -> tuple[Tensor, Tensor | None]:
         """All states; later calls are refused, as if another thread were in one."""
-        self._locked()
+        self._take()
         return self._h, self._c
 
     def revive(self) -> None:
@@ -228,11 +231,8 @@ class ModuleStreams(Streams):
     def load(self, h: Tensor, c: Tensor | None, rows: Tensor | None) -> None:
         """Puts states in, which are contiguous."""
         which = self._which(rows)
-        lock = self._locked()
-        try:
+        with self._alone():
             self._h[:, which] = h
             if self._c is not None:
                 assert c is not None
                 self._c[:, which] = c
-        finally:
-            lock.release()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from varlen_rnn.ops.packed import native_units, packed_shape
+from varlen_rnn.ops.packed import native_units, packed_kinds
 from varlen_rnn.runtime import extension
 
 if extension.UNAVAILABLE is None:
@@ -66,20 +66,17 @@ def _expected(
 ) -> list[tuple[tuple[Any, ...], ...]]:
     """Of each layer the shapes and dtypes of its weights, in the order of ``KINDS``."""
     input_size, hidden_size, output_size = sizes
-    gates = 4 if is_lstm else 3
-    layers = []
-    vector: tuple[Any, ...]
+    rows = (4 if is_lstm else 3) * hidden_size
+    layers: list[tuple[tuple[Any, ...], ...]] = []
     for layer in range(num_layers):
         depths = (output_size if layer else input_size, output_size)
         if packed is None:
-            vector = ((gates * hidden_size,), compute)
-            matrices = [((gates * hidden_size, depth), compute) for depth in depths]
-            layers.append((*matrices, vector, vector))
+            vector = ((rows,), compute)
+            layers.append((*(((rows, depth), compute) for depth in depths), vector, vector))
         else:
-            shapes = [packed_shape(packed, hidden_size, depth, gates, units) for depth in depths]
-            vector = (packed_shape(None, hidden_size, 0, gates, units), compute)
-            vectors = [vector] * (4 if packed == torch.int8 else 2)
-            layers.append((*((shape, packed) for shape in shapes), *vectors))
+            cell, of_layer = "lstm" if is_lstm else "gru", (depths[0], hidden_size, output_size)
+            kinds = packed_kinds(cell, packed, compute, of_layer, units)
+            layers.append(tuple([kind for kind in kinds if kind is not None]))
     return layers
 
 

@@ -82,19 +82,6 @@ def packed_anew(
     return [anew(w_ih, input_size), anew(w_hh, output_size), *vectors, w_hr]
 
 
-def only_order_differs(
-    cell: str, weights: Weights, others: Weights, sizes: tuple[int, int, int]
-) -> bool:
-    """Whether others of KINDS have the shapes of these in blocks of some number of units."""
-    bias = others[2]
-    if bias is None or bias.dim() != 3:
-        return False
-    on_meta = [None if w is None else w.to("meta") for w in weights]
-    expected = packed_anew(cell, on_meta, sizes, bias.shape[2])
-    shapes = [[None if w is None else w.shape for w in kinds] for kinds in (others, expected)]
-    return shapes[0] == shapes[1]
-
-
 def layer(
     cell: str,
     x: Tensor,

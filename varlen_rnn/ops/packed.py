@@ -42,56 +42,46 @@ def native_units(cell: str, dtype: torch.dtype) -> int:
     return lanes // 2 if cell == "lstm" else lanes
 
 
-def packed_shape(
-    dtype: torch.dtype | None, hidden_size: int, size: int, num_gates: int, units: int
-) -> tuple[int, ...]:
-    """The shape of what :func:`pack` returns; without a dtype that of a vector."""
-    blocks = -(-hidden_size // units)
-    if dtype is None:
-        return (blocks, num_gates, units)
-    if dtype == torch.int8:
-        return (blocks, num_gates, (size + 1) // 2, units, 2)
-    if dtype == torch.bfloat16:
-        return (blocks, (size + 1) // 2, num_gates, units, 2)
-    return (blocks, size, num_gates, units)
+Kind = tuple[tuple[int, ...], torch.dtype]
 
 
-def are_packed(
+def packed_kinds(
     cell: str,
-    weights: Sequence[Tensor | None],
     dtype: torch.dtype,
     compute: torch.dtype,
     sizes: tuple[int, int, int],
-) -> bool:
-    """Whether they are of one direction, of KINDS, as the kernels in use read them in place.
+    units: int,
+) -> list[Kind | None]:
+    """Of one direction the shapes and dtypes of KINDS, or None for what is not there.
 
     ``dtype`` is that of packed weights, ``compute`` what is computed in; ``sizes`` are I, H and P.
     """
     input_size, hidden_size, output_size = sizes
-    num_gates, units = 4 if cell == "lstm" else 3, native_units(cell, dtype)
-    of_integers = dtype == torch.int8
-    vector = packed_shape(None, hidden_size, 0, num_gates, units)
-    width = 4 * units
-    projection = (-(-output_size // width), hidden_size, width)
-    expected: list[tuple[tuple[int, ...], torch.dtype] | None] = [
-        *(
-            (packed_shape(dtype, hidden_size, depth, num_gates, units), dtype)
-            for depth in (input_size, output_size)
-        ),
+    num_gates, blocks = 4 if cell == "lstm" else 3, -(-hidden_size // units)
+
+    def matrix(size: int) -> Kind:
+        half = (size + 1) // 2
+        if dtype == torch.int8:
+            return (blocks, num_gates, half, units, 2), dtype
+        if dtype == torch.bfloat16:
+            return (blocks, half, num_gates, units, 2), dtype
+        return (blocks, size, num_gates, units), dtype
+
+    vector, width = (blocks, num_gates, units), 4 * units
+    scale = (vector, torch.float32) if dtype == torch.int8 else None
+    projection = ((-(-output_size // width), hidden_size, width), compute)
+    return [
+        *(matrix(input_size), matrix(output_size)),
         *[(vector, compute)] * 2,
-        *[(vector, torch.float32) if of_integers else None] * 2,
-        (projection, compute) if output_size != hidden_size else None,
+        *[scale] * 2,
+        projection if output_size != hidden_size else None,
     ]
-    return all(
-        weight is None
-        if wanted is None
-        else weight is not None
-        and (tuple(weight.shape), weight.dtype) == wanted
-        and weight.is_cpu
-        and weight.is_contiguous()
-        and weight.data_ptr() != 0
-        for weight, wanted in zip(weights, expected, strict=True)
-    )
+
+
+def have_shapes(weights: Sequence[Tensor | None], kinds: Sequence[Kind | None]) -> bool:
+    """Whether those tensors are there, in the shapes of :func:`packed_kinds`."""
+    found = [None if weight is None else tuple(weight.shape) for weight in weights]
+    return found == [None if kind is None else kind[0] for kind in kinds]
 
 
 def pack(rows: Tensor, num_gates: int, units: int) -> Tensor:
