@@ -55,9 +55,10 @@ LayerSizes sizes_of(bool is_lstm, int dtype, int order, int64_t units, int64_t i
 // Calls f with the threads that a call is worth.
 template <class F>
 void with_pool(double flops, int64_t rows, const F& f) {
-  if (rows == 0) return f({1, false, serial_for});
   // One worker's work needs no threads, and other threads of Python can wait for it.
-  if (num_workers(flops, static_cast<double>(rows), 2) == 1) return f({1, false, serial_for});
+  if (rows == 0 || num_workers(flops, static_cast<double>(rows), 2) == 1) {
+    return f({1, false, serial_for});
+  }
   const py::gil_scoped_release others_may_run;
   f({static_cast<int64_t>(torch::stable::get_num_threads()), workers_may_wait(), parallel_for});
 }
@@ -70,14 +71,8 @@ std::unique_ptr<Stream> make_stream(bool is_lstm, int dtype, int order, int64_t 
   return std::make_unique<Stream>(sizes, weights_at(weights), num_rows);
 }
 
-// Tensors without memory, as torch's own zeros may be, have no address.
-void check_there(Address x, int64_t num_tokens) {
-  if (x == 0 && num_tokens > 0) throw py::value_error("varlen_rnn: x must have memory, got none");
-}
-
 void run_stream(Stream& stream, int64_t count, Address rows, Address x, int64_t num_steps,
                 Address out) {
-  check_there(x, count * num_steps);
   with_pool(stream.flops(count * num_steps), count, [&](const Pool& pool) {
     stream.run({pointer_to<const int64_t>(rows), count}, pointer_to<const void>(x), num_steps,
                pointer_to<void>(out), pool);
@@ -89,7 +84,6 @@ void run_layers(bool is_lstm, int dtype, int order, int64_t units, int64_t input
                 int64_t hidden_size, int64_t output_size, const Addresses& weights, int64_t count,
                 int64_t num_steps, bool by_step, Address x, Address out, Address h_0, Address c_0,
                 Address h_n, Address c_n) {
-  check_there(x, count * num_steps);
   const LayerSizes sizes =
       sizes_of(is_lstm, dtype, order, units, input_size, hidden_size, output_size);
   const std::vector<Weights> layers = weights_at(weights);

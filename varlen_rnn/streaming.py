@@ -149,13 +149,12 @@ class StreamingRNN:
             and not torch._C._len_torch_dispatch_stack()
         ):
             if rows is None:
-                if x.shape == streams.x_shape:
-                    x_at = x.data_ptr()
+                if x.shape == streams.x_shape and (x_at := x.data_ptr()):
                     if out is None:
                         out = torch.empty_like(streams.like)
                         streams.compiled.step(x_at, out.data_ptr())
                         return out
-                    if _fits(streams, out, x_at):
+                    if _fits(streams, out, x):
                         streams.compiled.step(x_at, out.data_ptr())
                         increment_version(out)  # for autograd, which may have saved it
                         return out
@@ -324,9 +323,9 @@ def _frozen(rnn: nn.RNNBase) -> FrozenVarLenLSTM | FrozenVarLenGRU:
     return frozen
 
 
-def _fits(streams: Streams, out: Tensor, x_at: int) -> bool:
+def _fits(streams: Streams, out: Tensor, x: Tensor) -> bool:
     """Whether the output of one step of all streams can go there, which x is not."""
-    if not (
+    return (
         type(out) is Tensor
         and out.shape == streams.like.shape
         and out.dtype is streams.dtype
@@ -335,12 +334,9 @@ def _fits(streams: Streams, out: Tensor, x_at: int) -> bool:
         and not out.is_neg()
         and not out.requires_grad
         and (not out.is_inference() or torch.is_inference_mode_enabled())
-    ):
-        return False
-    out_at = out.data_ptr()
-    if not out_at:
-        return False
-    return out_at + streams.like.nbytes <= x_at or x_at + streams.x_bytes <= out_at
+        and out.data_ptr() != 0
+        and not _overlap(out, x)
+    )
 
 
 def _check_out(streams: Streams, out: Tensor, shape: tuple[int, ...]) -> None:

@@ -10,6 +10,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/scratch.h"
 #include "cpu/work.h"
+#include "op_table.h"
 
 namespace varlen_rnn {
 
@@ -160,6 +161,56 @@ inline Tensor states_like(const Tensor& like, const OptionalTensor& from,
     std::memset(states.mutable_data_ptr(), 0, bytes);
   }
   return states;
+}
+
+// The forward pass of a layer whose input `x`, with columns side by side, and weights are checked: `p`
+// has its dtype, sizes and weights. Checks the layout and the states, and runs.
+inline ForwardResult forward_of_layer(const char* op, int64_t num_gates, bool training, Forward& p,
+                                      const Tensor& x, const OptionalTensor& h_0,
+                                      const OptionalTensor& c_0, const Tensor& batch_sizes,
+                                      const OptionalTensor& rows, const OptionalTensor& reverse,
+                                      const Tensor& initial_row, const Tensor& final_segment) {
+  const bool is_lstm = num_gates == 4;
+  const ScalarType dtype = x.scalar_type();
+  const Place place(x);
+  Call& call = p.call;
+  const int64_t D = call.num_directions, H = call.hidden_size, P = call.output_size;
+  const CheckedLayout checked(op, place, x.size(0), D, batch_sizes, rows, reverse, initial_row,
+                              final_segment);
+  call.layout = checked.layout;
+  const int64_t B = call.layout.num_rows;
+  const OptionalTensor h = checked_optional(op, "h_0", h_0, dtype, place, "[D, B, P]", {D, B, P});
+  const OptionalTensor c = checked_optional(op, "c_0", c_0, dtype, place, "[D, B, H]", {D, B, H});
+
+  ForwardResult result{
+      torch::stable::new_empty(x, {x.size(0), D * P}), states_like(x, h, {D, B, P}), {}, {}, {}};
+  if (is_lstm) result.c_n = states_like(x, c, {D, B, H});
+  if (training) {
+    const ScalarType compute = compute_dtype(dtype);
+    const int64_t places = call.layout.num_places;
+    result.gates = torch::stable::new_empty(x, {D, places, 4 * H}, compute);
+    if (is_lstm) result.cells = torch::stable::new_empty(x, {D, places, H}, compute);
+    use_huge_pages(result.gates->mutable_data_ptr(),
+                   static_cast<size_t>(result.gates->numel()) * result.gates->element_size());
+  }
+
+  p.x = x.const_data_ptr();
+  p.x_stride = x.stride(0);
+  p.h_0 = pointer(h);
+  p.c_0 = pointer(c);
+  p.out = result.out.mutable_data_ptr();
+  p.h_n = result.h_n.mutable_data_ptr();
+  if (result.c_n) p.c_n = result.c_n->mutable_data_ptr();
+  if (result.gates) p.gates = result.gates->mutable_data_ptr();
+  if (result.cells) p.cells = result.cells->mutable_data_ptr();
+  zero_padding(checked, result.out);
+  if (call.layout.num_tokens == 0) return result;
+
+  const double flops = 2.0 * static_cast<double>(call.layout.num_tokens * D * num_gates * H) *
+                       static_cast<double>(call.input_size + P);
+  const ForwardKernel kernel = forward_kernel(is_lstm, p.order);
+  run_kernel(p, flops, kernel.scratch, kernel.run);
+  return result;
 }
 
 }  // namespace varlen_rnn

@@ -164,6 +164,16 @@ int instruction_sets_for_floats(const char* names[kMaxInstructionSets]) {
 
 const Kernels& kernels() { return *in_use().load(std::memory_order_relaxed); }
 
+ForwardKernel forward_kernel(bool is_lstm, WeightOrder order) {
+  const Kernels& k = kernels();
+  if (order == WeightOrder::kInt8) {
+    if (is_lstm) return {k.lstm_int8_scratch, k.lstm_int8};
+    return {k.gru_int8_scratch, k.gru_int8};
+  }
+  if (is_lstm) return {k.lstm_forward_scratch, k.lstm_forward};
+  return {k.gru_forward_scratch, k.gru_forward};
+}
+
 bool use_instruction_set(const char* name) {
   const Kernels* table[kMaxInstructionSets];
   const int count = available_sets(table);

@@ -18,6 +18,13 @@ int instruction_sets_for_floats(const char* names[kMaxInstructionSets]);
 // The kernels in use: the highest available set, or the one that was forced.
 const Kernels& kernels();
 
+// A layer's forward pass on it.
+struct ForwardKernel {
+  size_t (*scratch)(const Forward&);
+  void (*run)(const Forward&);
+};
+ForwardKernel forward_kernel(bool is_lstm, WeightOrder order);
+
 // Forces a set; false, and nothing changes, if it is not available.
 bool use_instruction_set(const char* name);
 

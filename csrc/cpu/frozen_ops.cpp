@@ -106,55 +106,16 @@ struct CheckedFrozen {
   }
 };
 
-struct FrozenResult {
-  Tensor out, h_n;
-  OptionalTensor c_n;
-};
-
-FrozenResult run(const char* op, int64_t num_gates, const Tensor& x, const OptionalTensor& h_0,
-                 const OptionalTensor& c_0, const FrozenTensors& weights, int64_t hidden_size,
-                 int64_t output_size, const Tensor& batch_sizes, const OptionalTensor& rows,
-                 const OptionalTensor& reverse, const Tensor& initial_row,
-                 const Tensor& final_segment) {
-  const bool is_lstm = num_gates == 4;
-  const Place place(x);
+ForwardResult run(const char* op, int64_t num_gates, const Tensor& x, const OptionalTensor& h_0,
+                  const OptionalTensor& c_0, const FrozenTensors& weights, int64_t hidden_size,
+                  int64_t output_size, const Tensor& batch_sizes, const OptionalTensor& rows,
+                  const OptionalTensor& reverse, const Tensor& initial_row,
+                  const Tensor& final_segment) {
   Forward p{};
-  Call& call = p.call;
   const CheckedFrozen input(op, num_gates, x, hidden_size, output_size, weights, p);
-  const int64_t D = call.num_directions, H = call.hidden_size, P = call.output_size;
-  for (int64_t d = 0; d < D; ++d) p.weights[d] = input.pointers(d);
-  const CheckedLayout checked(op, place, x.size(0), D, batch_sizes, rows, reverse, initial_row,
-                              final_segment);
-  call.layout = checked.layout;
-  const int64_t B = call.layout.num_rows;
-  const ScalarType dtype = x.scalar_type();
-  const OptionalTensor h = checked_optional(op, "h_0", h_0, dtype, place, "[D, B, P]", {D, B, P});
-  const OptionalTensor c = checked_optional(op, "c_0", c_0, dtype, place, "[D, B, H]", {D, B, H});
-
-  FrozenResult result{
-      torch::stable::new_empty(x, {x.size(0), D * P}), states_like(x, h, {D, B, P}), {}};
-  if (is_lstm) result.c_n = states_like(x, c, {D, B, H});
-  zero_padding(checked, result.out);
-  if (call.layout.num_tokens == 0) return result;
-
-  p.x = input.x.const_data_ptr();
-  p.x_stride = input.x.stride(0);
-  p.h_0 = pointer(h);
-  p.c_0 = pointer(c);
-  p.out = result.out.mutable_data_ptr();
-  p.h_n = result.h_n.mutable_data_ptr();
-  if (result.c_n) p.c_n = result.c_n->mutable_data_ptr();
-  const double flops = 2.0 * static_cast<double>(call.layout.num_tokens * D * num_gates * H) *
-                       static_cast<double>(call.input_size + P);
-  const Kernels& k = kernels();
-  if (p.order == WeightOrder::kInt8) {
-    run_kernel(p, flops, is_lstm ? k.lstm_int8_scratch : k.gru_int8_scratch,
-               is_lstm ? k.lstm_int8 : k.gru_int8);
-  } else {
-    run_kernel(p, flops, is_lstm ? k.lstm_forward_scratch : k.gru_forward_scratch,
-               is_lstm ? k.lstm_forward : k.gru_forward);
-  }
-  return result;
+  for (int64_t d = 0; d < p.call.num_directions; ++d) p.weights[d] = input.pointers(d);
+  return forward_of_layer(op, num_gates, false, p, input.x, h_0, c_0, batch_sizes, rows, reverse,
+                          initial_row, final_segment);
 }
 
 std::tuple<Tensor, Tensor, Tensor> lstm_frozen(
@@ -167,7 +128,7 @@ std::tuple<Tensor, Tensor, Tensor> lstm_frozen(
     const OptionalTensor& weight_hr_reverse, int64_t hidden_size, int64_t output_size,
     const Tensor& batch_sizes, const OptionalTensor& rows, const OptionalTensor& reverse,
     const Tensor& initial_row, const Tensor& final_segment) {
-  FrozenResult r =
+  ForwardResult r =
       run("varlen_rnn::lstm_frozen", 4, x, h_0, c_0,
           {{{weight_ih, weight_hh, bias_ih, bias_hh, scale_ih, scale_hh, weight_hr},
             {weight_ih_reverse, weight_hh_reverse, bias_ih_reverse, bias_hh_reverse,
@@ -185,7 +146,7 @@ std::tuple<Tensor, Tensor> gru_frozen(
     const OptionalTensor& scale_hh_reverse, int64_t hidden_size, int64_t output_size,
     const Tensor& batch_sizes, const OptionalTensor& rows, const OptionalTensor& reverse,
     const Tensor& initial_row, const Tensor& final_segment) {
-  FrozenResult r =
+  ForwardResult r =
       run("varlen_rnn::gru_frozen", 3, x, h_0, {},
           {{{weight_ih, weight_hh, bias_ih, bias_hh, scale_ih, scale_hh, {}},
             {weight_ih_reverse,

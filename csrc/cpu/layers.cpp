@@ -72,12 +72,7 @@ void LayerRunner::run(const LayerSizes& sizes, const Weights* layers, size_t num
       if (buffer.size() < tokens * outputs) buffer.resize(tokens * outputs);
     }
   }
-  const Kernels& k = kernels();
-  const bool is_int8 = sizes.order == WeightOrder::kInt8, is_lstm = sizes.is_lstm;
-  const auto scratch_of = is_int8 ? (is_lstm ? k.lstm_int8_scratch : k.gru_int8_scratch)
-                                  : (is_lstm ? k.lstm_forward_scratch : k.gru_forward_scratch);
-  const auto kernel =
-      is_int8 ? (is_lstm ? k.lstm_int8 : k.gru_int8) : (is_lstm ? k.lstm_forward : k.gru_forward);
+  const ForwardKernel kernel = forward_kernel(sizes.is_lstm, sizes.order);
   const auto layer_of = [](auto* states, size_t layer, size_t bytes) {
     using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(states)>>,
                                     const char, char>;
@@ -95,7 +90,7 @@ void LayerRunner::run(const LayerSizes& sizes, const Weights* layers, size_t num
   size_t scratch_bytes = 0;
   for (size_t layer = 0; layer < num_layers && layer < 2; ++layer) {
     begin(layer);
-    scratch_bytes = std::max(scratch_bytes, scratch_of(p));
+    scratch_bytes = std::max(scratch_bytes, kernel.scratch(p));
   }
   p.call.scratch = scratch(scratch_bytes);
   for (size_t layer = 0; layer < num_layers; ++layer) {
@@ -107,7 +102,7 @@ void LayerRunner::run(const LayerSizes& sizes, const Weights* layers, size_t num
     p.h_n = layer_of(rows.h_n, layer, h_bytes);
     p.c_0 = layer_of(rows.c_0, layer, c_bytes);
     p.c_n = layer_of(rows.c_n, layer, c_bytes);
-    kernel(p);
+    kernel.run(p);
   }
 }
 

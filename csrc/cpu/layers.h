@@ -4,8 +4,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
 #include <optional>
 #include <vector>
 
@@ -57,15 +55,12 @@ class LayerRunner {
            const Pool& pool);
 
  private:
-  struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-  };
   void* scratch(size_t bytes);
 
   bool is_kept_;
   std::vector<int64_t> batch_sizes_, first_token_, flat_rows_;
   std::vector<char> between_[2];  // outputs of layers for the next ones
-  std::unique_ptr<void, Free> own_scratch_;
+  Memory own_scratch_;
   size_t own_bytes_ = 0;
   std::optional<Scratch> scratch_;  // of one that is not kept
 };

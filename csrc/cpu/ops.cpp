@@ -27,52 +27,11 @@ ForwardResult run_forward(const char* op, int64_t num_gates, bool training, cons
                           const OptionalTensor& rows, const OptionalTensor& reverse,
                           const Tensor& initial_row, const Tensor& final_segment,
                           bool /*allow_tf32*/) {
-  const bool is_lstm = num_gates == 4;
-  const ScalarType dtype = x.scalar_type();
-  const Place place(x);
-
   Forward p{};
-  Call& call = p.call;
-  const CheckedInput input(op, num_gates, x, weights, call);
-  const int64_t D = call.num_directions, H = call.hidden_size, P = call.output_size;
-  for (int64_t d = 0; d < D; ++d) p.weights[d] = input.pointers(d);
-  const CheckedLayout checked(op, place, x.size(0), D, batch_sizes, rows, reverse, initial_row,
-                              final_segment);
-  call.layout = checked.layout;
-  const int64_t B = call.layout.num_rows;
-  const OptionalTensor h = checked_optional(op, "h_0", h_0, dtype, place, "[D, B, P]", {D, B, P});
-  const OptionalTensor c = checked_optional(op, "c_0", c_0, dtype, place, "[D, B, H]", {D, B, H});
-
-  ForwardResult result{
-      torch::stable::new_empty(x, {x.size(0), D * P}), states_like(x, h, {D, B, P}), {}, {}, {}};
-  if (is_lstm) result.c_n = states_like(x, c, {D, B, H});
-  if (training) {
-    const ScalarType compute = compute_dtype(dtype);
-    const int64_t places = call.layout.num_places;
-    result.gates = torch::stable::new_empty(x, {D, places, 4 * H}, compute);
-    if (is_lstm) result.cells = torch::stable::new_empty(x, {D, places, H}, compute);
-    use_huge_pages(result.gates->mutable_data_ptr(),
-                   static_cast<size_t>(result.gates->numel()) * result.gates->element_size());
-  }
-
-  p.x = input.x.const_data_ptr();
-  p.x_stride = input.x.stride(0);
-  p.h_0 = pointer(h);
-  p.c_0 = pointer(c);
-  p.out = result.out.mutable_data_ptr();
-  p.h_n = result.h_n.mutable_data_ptr();
-  if (result.c_n) p.c_n = result.c_n->mutable_data_ptr();
-  if (result.gates) p.gates = result.gates->mutable_data_ptr();
-  if (result.cells) p.cells = result.cells->mutable_data_ptr();
-  zero_padding(checked, result.out);
-  if (call.layout.num_tokens == 0) return result;
-
-  const double flops = 2.0 * static_cast<double>(call.layout.num_tokens * D * num_gates * H) *
-                       static_cast<double>(call.input_size + P);
-  const Kernels& k = kernels();
-  run_kernel(p, flops, is_lstm ? k.lstm_forward_scratch : k.gru_forward_scratch,
-             is_lstm ? k.lstm_forward : k.gru_forward);
-  return result;
+  const CheckedInput input(op, num_gates, x, weights, p.call);
+  for (int64_t d = 0; d < p.call.num_directions; ++d) p.weights[d] = input.pointers(d);
+  return forward_of_layer(op, num_gates, training, p, input.x, h_0, c_0, batch_sizes, rows, reverse,
+                          initial_row, final_segment);
 }
 
 BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTensor& d_out,

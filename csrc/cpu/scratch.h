@@ -8,9 +8,16 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdlib>
+#include <memory>
 #include <new>
 
 namespace varlen_rnn {
+
+// Owns what std::aligned_alloc gave.
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+using Memory = std::unique_ptr<void, Free>;
 
 inline constexpr size_t kHugePage = size_t{2} << 20;
 

@@ -56,22 +56,12 @@ void Stream::copy_weights() {
                                                                     : K * compute);
   };
   const int64_t projection = (P + 4 * units - 1) / (4 * units) * 4 * units * H * compute;
-  size_t total = 0;
-  // Counts without memory, then copies to it.
-  for (char* memory : {static_cast<char*>(nullptr), static_cast<char*>(nullptr)}) {
-    const bool copies = total > 0;
-    if (copies) {
-      const size_t alignment = total < kHugePage / 2 ? 64 : kHugePage;
-      total = (total + alignment - 1) / alignment * alignment;
-      weights_.reset(std::aligned_alloc(alignment, total));
-      if (weights_ == nullptr) throw std::bad_alloc();
-      memory = static_cast<char*>(weights_.get());
-      use_huge_pages(memory, total, kHugePage);
-    }
-    total = 0;
+  // Returns how many bytes there are; with memory it copies them there.
+  const auto lay_out = [&](char* memory) {
+    size_t total = 0;
     const auto take = [&](auto& pointer, int64_t bytes) {
       if (pointer == nullptr) return;
-      if (copies) {
+      if (memory != nullptr) {
         std::memcpy(memory + total, pointer, static_cast<size_t>(bytes));
         pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(memory + total);
       }
@@ -87,7 +77,14 @@ void Stream::copy_weights() {
       take(w.scale_ih, columns * compute);
       take(w.scale_hh, columns * compute);
     }
-  }
+    return total;
+  };
+  const size_t total = lay_out(nullptr), alignment = total < kHugePage / 2 ? 64 : kHugePage;
+  const size_t bytes = (total + alignment - 1) / alignment * alignment;
+  weights_.reset(std::aligned_alloc(alignment, bytes));
+  if (weights_ == nullptr) throw std::bad_alloc();
+  use_huge_pages(weights_.get(), bytes, kHugePage);
+  lay_out(static_cast<char*>(weights_.get()));
 }
 
 // Copies the numbers, so that nobody changes them behind the checks.

@@ -4,8 +4,6 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
 #include <vector>
 
 #include "cpu/layers.h"
@@ -38,9 +36,6 @@ class Stream {
   double flops(int64_t num_tokens) const { return sizes_.flops(layers_.size(), num_tokens); }
 
  private:
-  struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-  };
   // Fails where another thread is in a call, and keeps others out.
   class Use;
 
@@ -53,7 +48,7 @@ class Stream {
   LayerSizes sizes_;
   int64_t num_rows_;
   std::vector<Weights> layers_;
-  std::unique_ptr<void, Free> weights_;
+  Memory weights_;
   std::vector<char> h_, c_;  // [L, num_rows, P], [L, num_rows, H]
   std::atomic<bool> in_use_{false};
   std::vector<int64_t> chosen_;  // the rows of a call

@@ -46,7 +46,6 @@ class Streams:
         self.x_shape = torch.Size((num_rows, self.input_size))
         # torch.empty_like takes half the time of torch.empty.
         self.like = torch.empty(num_rows, self.output_size, dtype=dtype, device=device)
-        self.x_bytes = self.x_shape.numel() * self.like.element_size()
 
 
 class CompiledStreams(Streams):
