@@ -17,6 +17,7 @@ from varlen_rnn.modules.base import VarLenRNNBase
 from varlen_rnn.modules.gru import VarLenGRU
 from varlen_rnn.modules.lstm import VarLenLSTM
 from varlen_rnn.ops import frozen, int8
+from varlen_rnn.ops.cells import NAMED
 from varlen_rnn.ops.packed import KINDS, have_shapes, packed_kinds
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -266,7 +267,7 @@ def check_weights(operation: str, weights: torch.dtype | None) -> None:
 
 def _shape(rnn: nn.RNNBase, name: str) -> tuple[int, ...]:
     """What a weight has where nobody has changed it."""
-    rows = (4 if rnn.mode == "LSTM" else 3) * rnn.hidden_size
+    rows = NAMED[rnn.mode.lower()].num_gates * rnn.hidden_size
     output_size = rnn.proj_size or rnn.hidden_size
     kind, _, place = name.rpartition("_l")
     if kind.startswith("bias"):

@@ -43,6 +43,7 @@ _lstm = functools.partial(reference.lstm, output_cells=True)
 LSTM = Cell("lstm", _lstm, 2, num_gates=4, num_kinds=5, num_differentiable=4)
 GRU = Cell("gru", reference.gru, 1, num_gates=3, num_kinds=4, num_differentiable=2)
 CELLS = (LSTM, GRU)
+NAMED = {cell.name: cell for cell in CELLS}
 
 
 def by_kind(weights: Tensors) -> list[list[Tensor]]:

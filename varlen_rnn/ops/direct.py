@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from varlen_rnn.ops.cells import NAMED
 from varlen_rnn.ops.packed import native_units, packed_kinds
 from varlen_rnn.runtime import extension
 
@@ -66,7 +67,8 @@ def _expected(
 ) -> list[tuple[tuple[Any, ...], ...]]:
     """Of each layer the shapes and dtypes of its weights, in the order of ``KINDS``."""
     input_size, hidden_size, output_size = sizes
-    rows = (4 if is_lstm else 3) * hidden_size
+    cell = "lstm" if is_lstm else "gru"
+    rows = NAMED[cell].num_gates * hidden_size
     layers: list[tuple[tuple[Any, ...], ...]] = []
     for layer in range(num_layers):
         depths = (output_size if layer else input_size, output_size)
@@ -74,7 +76,7 @@ def _expected(
             vector = ((rows,), compute)
             layers.append((*(((rows, depth), compute) for depth in depths), vector, vector))
         else:
-            cell, of_layer = "lstm" if is_lstm else "gru", (depths[0], hidden_size, output_size)
+            of_layer = (depths[0], hidden_size, output_size)
             kinds = packed_kinds(cell, packed, compute, of_layer, units)
             layers.append(tuple([kind for kind in kinds if kind is not None]))
     return layers

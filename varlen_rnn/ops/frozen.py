@@ -17,7 +17,7 @@ from torch import Tensor
 from varlen_rnn import reference
 from varlen_rnn.layout import Layout
 from varlen_rnn.ops import int8
-from varlen_rnn.ops.cells import CELLS, Cell
+from varlen_rnn.ops.cells import CELLS, NAMED, Cell
 from varlen_rnn.ops.packed import (
     KINDS,
     kinds_of,
@@ -41,7 +41,7 @@ def freeze_weights(cell: str, weights: Weights, dtype: torch.dtype) -> list[Tens
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
     assert w_ih is not None
     assert w_hh is not None
-    num_gates = 4 if cell == "lstm" else 3
+    num_gates = NAMED[cell].num_gates
     units = native_units(cell, dtype)
     compute = torch.promote_types(w_ih.dtype, torch.float32)
     order = partial(pack, num_gates=num_gates, units=units)
@@ -69,7 +69,7 @@ def packed_anew(
     if b_ih.shape[2] == units:
         return list(weights)
     input_size, hidden_size, output_size = sizes
-    num_gates = 4 if cell == "lstm" else 3
+    num_gates = NAMED[cell].num_gates
 
     def anew(packed: Tensor | None, size: int = 0) -> Tensor | None:
         if packed is None:

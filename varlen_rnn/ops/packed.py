@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from varlen_rnn.ops.cells import NAMED
 from varlen_rnn.runtime import extension
 
 INT8_UNITS = 16
@@ -57,7 +58,7 @@ def packed_kinds(
     ``dtype`` is that of packed weights, ``compute`` what is computed in; ``sizes`` are I, H and P.
     """
     input_size, hidden_size, output_size = sizes
-    num_gates, blocks = 4 if cell == "lstm" else 3, -(-hidden_size // units)
+    num_gates, blocks = NAMED[cell].num_gates, -(-hidden_size // units)
 
     def matrix(size: int) -> Kind:
         half = (size + 1) // 2
