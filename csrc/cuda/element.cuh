@@ -23,9 +23,11 @@ struct Element16 {
   static VARLEN_RNN_DEVICE void vector_words(float first, float second, uint32_t (&words)[1]) {
     words[0] = simt::pack(simt::from_compute<T>(first), simt::from_compute<T>(second));
   }
-  // What a value is once it is stored.
-  static VARLEN_RNN_DEVICE float rounded(float v) {
-    return simt::to_float(simt::from_compute<T>(v));
+  // What values are once they are stored.
+  static VARLEN_RNN_DEVICE void round(float (&v)[2]) {
+    uint32_t words[1];
+    vector_words(v[0], v[1], words);
+    unpack(words[0], v);
   }
 
   static VARLEN_RNN_DEVICE void unpack(uint32_t word, float (&v)[2]) {
@@ -72,7 +74,7 @@ struct Tf32 {
     words[0] = simt::to_tf32(first);
     words[1] = simt::to_tf32(second);
   }
-  static VARLEN_RNN_DEVICE float rounded(float v) { return v; }
+  static VARLEN_RNN_DEVICE void round(float (&)[2]) {}
 
   static VARLEN_RNN_DEVICE void load_pair(const float* from, float (&v)[2]) {
     const Words2 words = simt::load(reinterpret_cast<const Words2*>(from));

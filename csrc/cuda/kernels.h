@@ -25,19 +25,22 @@ bool is_capturing(void* stream);
 // plan.cu
 void make_plan(const Plan& p, void* stream);
 
-// persistent_*.cu: the kernels of one cell and one format, a table in the order of kVariants.
+// persistent_*.cu: the kernels of one cell and one format, tables in the order of team.h's lists.
+template <class P>
 struct PersistentKernel {
-  void (*forward)(const simt::Launch&, const PersistentForward&);
-  void (*backward)(const simt::Launch&, const PersistentBackward&);
-  int (*forward_clusters)(const simt::Launch&);  // that are active at a time, 0 if it cannot run
-  int (*backward_clusters)(const simt::Launch&);
+  void (*run)(const simt::Launch&, const P&);
+  int (*active_clusters)(const simt::Launch&);  // at a time, 0 if it cannot run
 };
-const PersistentKernel* persistent_lstm_bf16();
-const PersistentKernel* persistent_lstm_f16();
-const PersistentKernel* persistent_lstm_tf32();
-const PersistentKernel* persistent_gru_bf16();
-const PersistentKernel* persistent_gru_f16();
-const PersistentKernel* persistent_gru_tf32();
+struct PersistentKernels {
+  const PersistentKernel<PersistentForward>* forward;
+  const PersistentKernel<PersistentBackward>* backward;
+};
+PersistentKernels persistent_lstm_bf16();
+PersistentKernels persistent_lstm_f16();
+PersistentKernels persistent_lstm_tf32();
+PersistentKernels persistent_gru_bf16();
+PersistentKernels persistent_gru_f16();
+PersistentKernels persistent_gru_tf32();
 
 // rows.cu: any dtype.
 

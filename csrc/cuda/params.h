@@ -25,7 +25,7 @@ struct DeviceLayout {
 };
 
 // What a slot does in a step of its team.
-struct Turn {
+struct alignas(16) Turn {
   static constexpr int32_t kContinues = -2;  // in the middle of a segment
   static constexpr int32_t kNowhere = -1;    // starts from zeros, or ends where no row wants it
 
@@ -39,6 +39,8 @@ struct Turn {
 
 // Sequences that a team works on side by side: the n of a matrix instruction.
 constexpr int kSlots = 8;
+// Hidden units come in chunks: of a chunk a warp computes all slots, a lane two neighbouring units of one.
+constexpr int kChunk = 8;
 
 // Which slot takes which segment: longest first, dealt out back and forth.
 struct Plan {
@@ -54,18 +56,31 @@ struct Plan {
 
 // How the blocks of a cluster share the work; made by team.h.
 struct Team {
+  int variant;       // the kernel, in team.h's list
   int cluster_size;  // blocks
-  int units;         // of the H hidden units that each block owns, a multiple of 8
+  int units;         // of the H hidden units that each block owns, a multiple of kChunk
   int row_groups;    // 32 rows of the block's matrix each
   int k_parts;       // warps that share a row, each with its part of the columns
   int tiles;         // columns of a warp's part, in tiles of 32 bytes
   int resident;      // tiles of a part that are kept in registers, the others in shared memory
   int pitch;         // words from one slot's vector to the next
   int threads;       // 32 * row_groups * k_parts
+  int input_pitch;   // bytes from one row of a step's inputs to the next: of values in storage,
+  int float_pitch;   // and of float32
   // Offsets in shared memory, in bytes.
-  int turns, vectors, sums, state, inputs, weights;
+  int turns, vectors, sums, inputs, weights;
   int input_bytes;   // of one step's inputs
   int shared_bytes;  // in all
+};
+
+// What a kernel leaves where a wait had no end: in memory that host and device see, zeros before.
+// Several blocks may write it, each the first four words at once and then `expired`.
+struct alignas(16) WaitStatus {
+  uint32_t exchange;  // that did not complete
+  uint32_t cluster;   // of the grid, and the block's rank in it
+  uint32_t rank;
+  uint32_t parity;   // of the mbarrier's phase
+  uint32_t expired;  // 1 if there was one
 };
 
 // What both passes have.
@@ -80,6 +95,8 @@ struct Persistent {
   const int32_t* first_step;  // [num_teams + 1]
   const Turn* turns;          // [D, capacity, kSlots]
   const void* weight_hh[2];   // [gates * H, H]      in, storage
+  int64_t wait_limit;         // nanoseconds that a wait may take
+  WaitStatus* status;         // out, if one takes longer
 };
 
 struct PersistentForward : Persistent {
@@ -91,7 +108,7 @@ struct PersistentForward : Persistent {
   void* h_n;               // [D, B, H]           out, storage
   void* c_n;               // [D, B, H]           out, storage (null for GRU)
   float* gates;            // [D, N, 4 * H]       out, or null for inference
-  float* cells;            // [D, N, H]           out, or null
+  float* cells;            // [D, N, H]           out with gates (null for GRU)
 };
 
 struct PersistentBackward : Persistent {

@@ -21,16 +21,20 @@ VARLEN_RNN_DEVICE void initial_state(const void* states, const PersistentForward
                v);
 }
 
-// c stays in the block's state; gates i, f, g, o.
+// c is the state; gates i, f, g, o.
 struct LstmForward {
   static constexpr int kGates = 4;
+  static constexpr bool kHasCells = true;
+  // Chunks of a warp: its 32 rows are the gates of one.
+  template <int k_parts>
+  static constexpr int kTurns = 1;
 
-  template <class W>
-  static VARLEN_RNN_DEVICE void prepare(const W&, const PersistentForward&) {}
+  template <class E>
+  static VARLEN_RNN_DEVICE void load_bias(const void*, int, float (&)[2]) {}
 
   template <class E>
   static VARLEN_RNN_DEVICE void step(const float (&x)[4][2], const float (&h)[4][2],
-                                     Shared<float> state, Shared<const float>, ForwardStep& s) {
+                                     const float (&)[2], float (&state)[2], ForwardStep& s) {
     VARLEN_RNN_UNROLL
     for (int e = 0; e < 2; ++e) {
       const float i = simt::fast_sigmoid(x[0][e] + h[0][e]);
@@ -43,41 +47,41 @@ struct LstmForward {
       s.gates[2][e] = g;
       s.gates[3][e] = o;
       s.cell[e] = state[e] = c;
-      s.out[e] = E::rounded(o * simt::fast_tanh(c));
+      s.out[e] = o * simt::fast_tanh(c);
     }
+    E::round(s.out);
   }
 
   // A slot begins a segment: its h, and the state.
   template <class E>
   static VARLEN_RNN_DEVICE void start(const PersistentForward& p, int direction, int32_t row,
-                                      int64_t unit, Shared<float> state, float (&h)[2]) {
-    float c[2];
+                                      int64_t unit, float (&state)[2], float (&h)[2]) {
     initial_state<E>(p.h_0, p, direction, row, unit, h);
-    initial_state<E>(p.c_0, p, direction, row, unit, c);
-    state[0] = c[0];
-    state[1] = c[1];
+    initial_state<E>(p.c_0, p, direction, row, unit, state);
   }
 };
 
-// h stays in the block's state; gates r, z, n and W_hn h + b_hn.
+// h is the state; gates r, z, n and W_hn h + b_hn.
 struct GruForward {
   static constexpr int kGates = 3;
+  static constexpr bool kHasCells = false;
+  // A warp's 32 rows are the gates of a chunk and a third; two warps share a row's parts.
+  template <int k_parts>
+  static constexpr int kTurns = k_parts == 1 ? 2 : 1;
 
-  template <class W>
-  static VARLEN_RNN_DEVICE void prepare(const W& w, const PersistentForward& p) {
-    using Storage = typename W::Storage;
-    const Storage* from = static_cast<const Storage*>(p.bias_hn[w.direction]);
-    const Shared<float> to = w.bias();
-    for (int u = static_cast<int>(simt::thread()); u < w.team.units; u += w.team.threads) {
-      const bool there = from != nullptr && w.first_unit + u < p.hidden_size;
-      to[u] = there ? simt::to_float(simt::load(from + w.first_unit + u)) : 0.0f;
+  template <class E>
+  static VARLEN_RNN_DEVICE void load_bias(const void* bias_hn, int unit, float (&v)[2]) {
+    using Storage = typename E::Storage;
+    v[0] = v[1] = 0.0f;
+    if (bias_hn == nullptr) return;
+    for (int e = 0; e < 2; ++e) {  // wherever the bias begins
+      v[e] = simt::to_float(simt::load(static_cast<const Storage*>(bias_hn) + unit + e));
     }
   }
 
   template <class E>
   static VARLEN_RNN_DEVICE void step(const float (&x)[3][2], const float (&h)[3][2],
-                                     Shared<float> state, Shared<const float> bias,
-                                     ForwardStep& s) {
+                                     const float (&bias)[2], float (&state)[2], ForwardStep& s) {
     VARLEN_RNN_UNROLL
     for (int e = 0; e < 2; ++e) {
       const float r = simt::fast_sigmoid(x[0][e] + h[0][e]);
@@ -88,98 +92,128 @@ struct GruForward {
       s.gates[1][e] = z;
       s.gates[2][e] = n;
       s.gates[3][e] = from_h;
-      s.out[e] = state[e] = E::rounded(n + z * (state[e] - n));
+      s.out[e] = n + z * (state[e] - n);
     }
+    E::round(s.out);
+    state[0] = s.out[0];
+    state[1] = s.out[1];
   }
 
   template <class E>
   static VARLEN_RNN_DEVICE void start(const PersistentForward& p, int direction, int32_t row,
-                                      int64_t unit, Shared<float> state, float (&h)[2]) {
+                                      int64_t unit, float (&state)[2], float (&h)[2]) {
     initial_state<E>(p.h_0, p, direction, row, unit, h);
     state[0] = h[0];
     state[1] = h[1];
   }
 };
 
-// W_ih x of a step, for every slot that has a token: [gates, kSlots, units].
-template <class Cell, class W>
-VARLEN_RNN_DEVICE void copy_inputs(const W& w, const PersistentForward& p, int step) {
+// W_ih x of a step, of the warp's chunks: [gates, kSlots, input_pitch]. A lane copies one gate's.
+template <class Cell, int kTurns, class W>
+VARLEN_RNN_DEVICE void copy_inputs(const W& w, const PersistentForward& p, int step, int ring) {
   using Storage = typename W::Storage;
-  if (step >= w.num_steps) return;
-  const int warps = w.team.threads / 32;
-  for (int i = static_cast<int>(simt::warp()); i < Cell::kGates * kSlots; i += warps) {
-    const int gate = i / kSlots, slot = i % kSlots;
-    const Turn turn = w.turn(step, slot);
-    if (turn.place < 0) continue;
-    const int64_t row =
-        (int64_t{turn.token} * p.num_directions + w.direction) * Cell::kGates + gate;
-    w.copy_row(w.inputs(step) + static_cast<size_t>(i * w.team.units * W::kSize),
-               static_cast<const Storage*>(p.inputs) + row * p.hidden_size, p.hidden_size);
-  }
+  const int gate = w.quarter, H = w.hidden_size;
+  if (step >= w.num_steps || gate >= Cell::kGates) return;
+  const Turn turn = *w.turn(step);
+  if (turn.place < 0) return;
+  const Storage* from = static_cast<const Storage*>(p.inputs) +
+                        int64_t{turn.token} * (p.num_directions * Cell::kGates * H) +
+                        ((w.direction * Cell::kGates + gate) * H + w.first_unit);
+  const int to = w.inputs(ring) + (gate * kSlots + w.slot) * w.team.input_pitch;
+  w.template for_pairs<kTurns>([&](int, int unit) {
+    const int chunk = unit - 2 * w.quarter;
+    w.copy_chunk(to + chunk * W::kSize, from + chunk);
+  });
 }
 
 template <class Cell, class E, class W>
-VARLEN_RNN_DEVICE void save(const W& w, const PersistentForward& p, const Turn& turn, int64_t unit,
+VARLEN_RNN_DEVICE void save(const W& w, const PersistentForward& p, const Turn& turn, int unit,
                             const ForwardStep& s) {
   using Storage = typename E::Storage;
-  const int64_t H = p.hidden_size, d = w.direction;
+  const int H = w.hidden_size, d = w.direction;
   E::store_pair(
-      static_cast<Storage*>(p.out) + (int64_t{turn.row} * p.num_directions + d) * H + unit, s.out);
-  const int64_t place = d * p.num_tokens + turn.place;
+      static_cast<Storage*>(p.out) + int64_t{turn.row} * (p.num_directions * H) + (d * H + unit),
+      s.out);
   if (p.gates != nullptr) {
-    for (int gate = 0; gate < 4; ++gate) {
-      store_floats(p.gates + (place * 4 + gate) * H + unit, s.gates[gate]);
+    float* gates = p.gates + d * p.num_tokens * (4 * H) + int64_t{turn.place} * (4 * H) + unit;
+    VARLEN_RNN_UNROLL
+    for (int gate = 0; gate < 4; ++gate) store_floats(gates + gate * H, s.gates[gate]);
+    if constexpr (Cell::kHasCells) {
+      store_floats(p.cells + d * p.num_tokens * H + int64_t{turn.place} * H + unit, s.cell);
     }
   }
-  if (p.cells != nullptr) store_floats(p.cells + place * H + unit, s.cell);
   if (turn.ends >= 0) {
-    const int64_t at = (d * p.num_rows + turn.ends) * H + unit;
+    const int64_t at = d * p.num_rows * H + int64_t{turn.ends} * H + unit;
     E::store_pair(static_cast<Storage*>(p.h_n) + at, s.out);
-    if (p.c_n != nullptr) E::store_pair(static_cast<Storage*>(p.c_n) + at, s.cell);
+    if constexpr (Cell::kHasCells) E::store_pair(static_cast<Storage*>(p.c_n) + at, s.cell);
   }
 }
 
-template <class Cell, class E, int kTiles, int kResident, int kMaxWarps>
-VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kMaxWarps * 32, 1) persistent_forward(PersistentForward p) {
-  using W = Worker<E, kTiles, kResident>;
+// NaN for what these steps would have computed.
+template <class Cell, class E, int kTurns, class W>
+VARLEN_RNN_DEVICE void abandon(const W& w, const PersistentForward& p, int step) {
+  const float nan = simt::word_as_float(0x7fc00000u);
+  ForwardStep s;
+  for (int e = 0; e < 2; ++e) {
+    for (float (&gate)[2] : s.gates) gate[e] = nan;
+    s.cell[e] = s.out[e] = nan;
+  }
+  for (; step < w.num_steps; ++step) {
+    const Turn turn = w.global_turn(step);
+    w.template for_pairs<kTurns>([&](int, int unit) {
+      if (turn.place >= 0) save<Cell, E>(w, p, turn, w.first_unit + unit, s);
+    });
+  }
+}
+
+template <class Cell, class E, int kIndex>
+VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kForwardVariants[kIndex].max_warps * 32, 1)
+    persistent_forward(PersistentForward p) {
+  constexpr Variant v = kForwardVariants[kIndex];
+  constexpr int kTurns = Cell::template kTurns<v.k_parts>;
+  using W = Worker<E, v.tiles, v.resident, v.k_parts, v.alone>;
   using Storage = typename E::Storage;
   W w(p, /*walk_backwards=*/false);
-  const int64_t H = p.hidden_size;
-  const int units = p.team.units;
+  const int H = w.hidden_size, units = p.team.units;
   if (w.num_steps == 0) return;
 
   // Row `gate * units + u` of the block is that of the gate of unit first_unit + u.
-  const Storage* weight_hh = static_cast<const Storage*>(p.weight_hh[w.direction]);
-  w.load_weights([&](int row, int word) -> uint32_t {
-    const int gate = row / units, unit = w.first_unit + row % units;
-    const int64_t column = int64_t{word} * E::kPerWord;
-    if (gate >= Cell::kGates || unit >= H || column >= H) return 0;
-    const Storage* from = weight_hh + (gate * H + unit) * H + column;
-    if constexpr (E::kPerWord == 2) {
-      return simt::load(reinterpret_cast<const uint32_t*>(from));
-    } else {
-      return E::matrix_word(simt::load(from));
+  const Storage* rows[4];
+  for (int r = 0; r < 4; ++r) {
+    const int row = w.first_row() + 8 * r, gate = row / units, unit = row % units;
+    const bool there = gate < Cell::kGates && unit < w.num_units;
+    const int64_t at = there ? gate * int64_t{H} + w.first_unit + unit : 0;
+    rows[r] = static_cast<const Storage*>(p.weight_hh[w.direction]) + at * H;
+  }
+  w.load_weights(H / E::kPerWord, [&](int word, uint32_t (&a)[4]) {
+    VARLEN_RNN_UNROLL
+    for (int r = 0; r < 4; ++r) {
+      if constexpr (E::kPerWord == 2) {
+        a[r] = simt::load(reinterpret_cast<const uint32_t*>(rows[r]) + word);
+      } else {
+        a[r] = E::matrix_word(simt::load(rows[r] + word));
+      }
     }
   });
-  Cell::prepare(w, p);
   w.load_first_turns();
   for (int step = 0; step < kInputsAhead; ++step) {
-    copy_inputs<Cell>(w, p, step);
+    copy_inputs<Cell, kTurns>(w, p, step, step);
     simt::copy_async_commit();
   }
   w.init_exchange();
 
   // Exchange `step` brings the h that the step starts from.
+  float state[kTurns][2] = {}, bias[kTurns][2] = {};
   w.expect(0, H);
-  w.for_pairs([&](const Pair& pair) {
-    const int64_t unit = w.unit(pair);
-    if (unit >= H) return;
+  w.template for_pairs<kTurns>([&](int turn, int unit) {
     float h[2];
-    Cell::template start<E>(p, w.direction, w.turn(0, pair.slot).starts, unit,
-                            w.state() + pair.slot * units + pair.unit, h);
-    w.send(0, pair.slot, unit, h);
+    Cell::template start<E>(p, w.direction, w.turn(0)->starts, w.first_unit + unit, state[turn], h);
+    Cell::template load_bias<E>(p.bias_hn[w.direction], w.first_unit + unit, bias[turn]);
+    w.send(0, w.first_unit + unit, h);
   });
 
+  Turn turn = *w.turn(0);
+  int ring = 0;
   for (int step = 0; step < w.num_steps; ++step) {
     const bool goes_on = step + 1 < w.num_steps;
     if (goes_on) w.expect(step + 1, H);
@@ -187,37 +221,40 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kMaxWarps * 32, 1) persistent_forward(Persis
     w.multiply(step);
     simt::copy_async_wait<kInputsAhead - 1>();
     simt::sync_block();
+    if (w.gave_up(step)) {
+      abandon<Cell, E, kTurns>(w, p, step);
+      return w.leave();
+    }
 
-    w.for_pairs([&](const Pair& pair) {
-      const int64_t unit = w.unit(pair);
-      if (unit >= H) return;
-      const Turn turn = w.turn(step, pair.slot);
-      const Shared<float> state = w.state() + pair.slot * units + pair.unit;
+    Turn next{};
+    if (goes_on) next = *w.turn(step + 1);
+    w.template for_pairs<kTurns>([&](int t, int unit) {
       ForwardStep s = {};
       if (turn.place >= 0) {
         float x[Cell::kGates][2], h[Cell::kGates][2];
         VARLEN_RNN_UNROLL
         for (int gate = 0; gate < Cell::kGates; ++gate) {
-          E::load_pair(simt::shared<const Storage>(w.inputs(step)),
-                       (gate * kSlots + pair.slot) * units + pair.unit, x[gate]);
-          w.product(pair.slot, gate * units + pair.unit, h[gate]);
+          const int row = w.inputs(ring) + (gate * kSlots + w.slot) * p.team.input_pitch;
+          E::load_pair(simt::shared<const Storage>(static_cast<size_t>(row)), unit, x[gate]);
+          w.product(gate * units + unit, h[gate]);
         }
-        Cell::template step<E>(x, h, state, w.bias() + pair.unit, s);
+        Cell::template step<E>(x, h, bias[t], state[t], s);
       }
       if (goes_on) {
         float h[2] = {s.out[0], s.out[1]};
-        const int32_t starts = w.turn(step + 1, pair.slot).starts;
-        if (starts != Turn::kContinues) {
-          Cell::template start<E>(p, w.direction, starts, unit, state, h);
+        if (next.starts != Turn::kContinues) {
+          Cell::template start<E>(p, w.direction, next.starts, w.first_unit + unit, state[t], h);
         }
-        w.send(step + 1, pair.slot, unit, h);
+        w.send(step + 1, w.first_unit + unit, h);
       }
-      if (turn.place >= 0) save<Cell, E>(w, p, turn, unit, s);
+      if (turn.place >= 0) save<Cell, E>(w, p, turn, w.first_unit + unit, s);
     });
 
-    copy_inputs<Cell>(w, p, step + kInputsAhead);
+    copy_inputs<Cell, kTurns>(w, p, step + kInputsAhead, last_in_ring(ring));
     w.copy_turns(step + kTurnsAhead);
     simt::copy_async_commit();
+    turn = next;
+    ring = next_in_ring(ring);
   }
   // Nobody sends to this block any more: the last exchange was waited for.
 }

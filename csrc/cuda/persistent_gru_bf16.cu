@@ -2,7 +2,7 @@
 
 namespace varlen_rnn::cuda {
 
-const PersistentKernel* persistent_gru_bf16() {
+PersistentKernels persistent_gru_bf16() {
   return persistent_kernels<GruForward, GruBackward, Bf16>();
 }
 

@@ -2,7 +2,7 @@
 
 namespace varlen_rnn::cuda {
 
-const PersistentKernel* persistent_gru_f16() {
+PersistentKernels persistent_gru_f16() {
   return persistent_kernels<GruForward, GruBackward, F16>();
 }
 

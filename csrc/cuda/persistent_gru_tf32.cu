@@ -2,7 +2,7 @@
 
 namespace varlen_rnn::cuda {
 
-const PersistentKernel* persistent_gru_tf32() {
+PersistentKernels persistent_gru_tf32() {
   return persistent_kernels<GruForward, GruBackward, Tf32>();
 }
 

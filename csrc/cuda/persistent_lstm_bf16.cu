@@ -2,7 +2,7 @@
 
 namespace varlen_rnn::cuda {
 
-const PersistentKernel* persistent_lstm_bf16() {
+PersistentKernels persistent_lstm_bf16() {
   return persistent_kernels<LstmForward, LstmBackward, Bf16>();
 }
 

@@ -2,7 +2,7 @@
 
 namespace varlen_rnn::cuda {
 
-const PersistentKernel* persistent_lstm_tf32() {
+PersistentKernels persistent_lstm_tf32() {
   return persistent_kernels<LstmForward, LstmBackward, Tf32>();
 }
 

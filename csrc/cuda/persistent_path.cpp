@@ -19,11 +19,11 @@ namespace {
 
 struct Choice {
   Team team;
-  const PersistentKernel* kernel;  // null if there is none
-  int active_clusters;
+  PersistentKernels kernels;
+  int active_clusters;  // 0 if there is no team
 };
 
-const PersistentKernel* kernels_of(bool is_lstm, Dtype dtype) {
+PersistentKernels kernels_of(bool is_lstm, Dtype dtype) {
   switch (dtype) {
     case Dtype::kBFloat16:
       return is_lstm ? persistent_lstm_bf16() : persistent_gru_bf16();
@@ -32,7 +32,7 @@ const PersistentKernel* kernels_of(bool is_lstm, Dtype dtype) {
     case Dtype::kFloat32:
       return is_lstm ? persistent_lstm_tf32() : persistent_gru_tf32();
     default:
-      return nullptr;
+      return {};
   }
 }
 
@@ -46,16 +46,13 @@ Choice choose(const Problem& problem, Dtype dtype, int32_t device, int wanted) {
   if (properties.major < 9) return {};
   const Limits limits{properties.max_cluster_size,
                       static_cast<int64_t>(properties.max_shared_bytes)};
-  const PersistentKernel* kernels = kernels_of(problem.is_lstm, dtype);
+  const PersistentKernels kernels = kernels_of(problem.is_lstm, dtype);
   for (const Team& team : possible_teams(problem, limits)) {
     if (wanted != 0 && team.cluster_size != wanted) continue;
-    const Variant* variant = kVariants[problem.is_backward];
-    while (variant->tiles != team.tiles || variant->resident != team.resident) ++variant;
-    const PersistentKernel& kernel = kernels[variant - kVariants[problem.is_backward]];
     const simt::Launch launch = launch_of(team, 1, nullptr);
-    const int active =
-        problem.is_backward ? kernel.backward_clusters(launch) : kernel.forward_clusters(launch);
-    if (active > 0) return {team, &kernel, active};
+    const int active = problem.is_backward ? kernels.backward[team.variant].active_clusters(launch)
+                                           : kernels.forward[team.variant].active_clusters(launch);
+    if (active > 0) return {team, kernels, active};
   }
   return {};
 }
@@ -150,7 +147,7 @@ void fill_in(const Layer& layer, const Choice& choice, const PlanTensors& plan,
 
 bool run_persistent(const Layer& layer, const ForwardTensors& t, int32_t device, void* stream) {
   const Choice choice = choice_of(layer, /*is_backward=*/false, device);
-  if (choice.kernel == nullptr) return false;
+  if (choice.active_clusters == 0) return false;
   const PlanTensors plan(layer, choice, stream);
   const AlignedWeights weights(layer);
   PersistentForward p{};
@@ -170,13 +167,14 @@ bool run_persistent(const Layer& layer, const ForwardTensors& t, int32_t device,
   p.c_n = device_pointer(t.c_n);
   p.gates = static_cast<float*>(device_pointer(t.gates));
   p.cells = static_cast<float*>(device_pointer(t.cells));
-  choice.kernel->forward(launch_of(choice.team, p.num_teams * p.num_directions, stream), p);
+  choice.kernels.forward[choice.team.variant].run(
+      launch_of(choice.team, p.num_teams * p.num_directions, stream), p);
   return true;
 }
 
 bool run_persistent(const Layer& layer, const BackwardTensors& t, int32_t device, void* stream) {
   const Choice choice = choice_of(layer, /*is_backward=*/true, device);
-  if (choice.kernel == nullptr) return false;
+  if (choice.active_clusters == 0) return false;
   const PlanTensors plan(layer, choice, stream);
   const AlignedWeights weights(layer);
   PersistentBackward p{};
@@ -197,7 +195,8 @@ bool run_persistent(const Layer& layer, const BackwardTensors& t, int32_t device
   p.d_gates = device_pointer(t.d_gates);
   p.d_h_0 = device_pointer(t.d_h_0);
   p.d_c_0 = device_pointer(t.d_c_0);
-  choice.kernel->backward(launch_of(choice.team, p.num_teams * p.num_directions, stream), p);
+  choice.kernels.backward[choice.team.variant].run(
+      launch_of(choice.team, p.num_teams * p.num_directions, stream), p);
   return true;
 }
 

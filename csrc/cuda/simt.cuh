@@ -45,6 +45,8 @@ struct f16 {
   uint16_t bits;
 };
 
+constexpr int64_t kForever = INT64_MAX;  // a wait without a limit, in nanoseconds
+
 // Vectors for one access of 8 or 16 bytes, in global or shared memory.
 struct alignas(8) Words2 {
   uint32_t w[2];

@@ -7,37 +7,41 @@
 #pragma once
 
 #include <algorithm>
+#include <iterator>
 #include <vector>
 
 #include "cuda/params.h"
 
 namespace varlen_rnn::cuda {
 
-// A compiled kernel: how it keeps a warp's part of the weights, and how many warps' registers fit.
+// A compiled kernel: how it keeps a warp's part of the weights, how many warps' registers fit, how many
+// parts a row has (0: any number), and whether it is for teams of one block, which exchange nothing.
 struct Variant {
-  int tiles, resident, max_warps;
+  int tiles, resident, max_warps, k_parts;
+  bool alone;
 };
 
 // Of the forward and of the backward pass. A tile is 8 registers of every lane; 8 warps have 255 of
-// them, 12 have 168, 16 have 128, and the backward pass needs some more for itself. (Of 8 tiles it
-// never has more than one warp.)
-constexpr int kNumVariants = 8;
-constexpr Variant kVariants[2][kNumVariants] = {{{4, 4, 16},
-                                                 {8, 8, 16},
-                                                 {12, 11, 12},
-                                                 {12, 6, 16},
-                                                 {16, 16, 8},
-                                                 {16, 10, 12},
-                                                 {16, 6, 16},
-                                                 {24, 11, 12}},
-                                                {{4, 4, 16},
-                                                 {8, 8, 8},
-                                                 {12, 8, 12},
-                                                 {12, 6, 16},
-                                                 {16, 12, 8},
-                                                 {16, 8, 12},
-                                                 {16, 6, 16},
-                                                 {24, 8, 12}}};
+// them, 12 have 168, 16 have 128, and the backward pass needs some more for itself. (Of at most 12
+// tiles it never has more than 8 warps.)
+constexpr Variant kForwardVariants[] = {
+    {4, 4, 16, 1, true},   {8, 8, 16, 1, true},    {12, 11, 12, 1, true},  {4, 4, 16, 1, false},
+    {8, 8, 16, 1, false},  {12, 11, 12, 1, false}, {12, 11, 12, 2, false}, {12, 6, 16, 2, false},
+    {16, 16, 8, 1, false}, {16, 16, 8, 2, false},  {16, 10, 12, 2, false}, {16, 10, 12, 4, false},
+    {16, 6, 16, 1, false}, {16, 6, 16, 2, false},  {16, 6, 16, 4, false},  {24, 11, 12, 2, false}};
+constexpr Variant kBackwardVariants[] = {
+    {4, 4, 8, 1, true},    {8, 8, 8, 1, true},    {12, 12, 8, 1, true},  {12, 12, 8, 2, true},
+    {16, 12, 8, 1, true},  {16, 12, 8, 2, true},  {24, 8, 12, 2, true},  {4, 4, 8, 1, false},
+    {8, 8, 8, 1, false},   {12, 12, 8, 1, false}, {12, 12, 8, 2, false}, {16, 12, 8, 1, false},
+    {16, 12, 8, 2, false}, {16, 12, 8, 4, false}, {16, 12, 8, 8, false}, {16, 12, 8, 0, false},
+    {16, 8, 12, 4, false}, {16, 8, 12, 0, false}, {24, 8, 12, 2, false}};
+
+constexpr int kForwardKernels = static_cast<int>(std::size(kForwardVariants));
+constexpr int kBackwardKernels = static_cast<int>(std::size(kBackwardVariants));
+inline std::vector<Variant> variants_of(bool is_backward) {
+  if (is_backward) return {std::begin(kBackwardVariants), std::end(kBackwardVariants)};
+  return {std::begin(kForwardVariants), std::end(kForwardVariants)};
+}
 
 constexpr int kTurnRing = 8;    // turns of this many steps are kept, a power of two
 constexpr int kTurnsAhead = 5;  // steps between the load of turns and their use
@@ -57,6 +61,13 @@ struct Limits {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// The first bytes of shared memory: two mbarriers, and whether one was given up.
+constexpr int kControlBytes = 64;
+constexpr int kExpiredAt = 16;
+
+// Rows of values begin at 16-byte pieces, an odd number of them apart: eight rows in different banks.
+inline int pitch_of_row(int64_t bytes) { return static_cast<int>((bytes / 16 | 1) * 16); }
+
 // The split of the columns: tiles of a part, and parts. Parts have at most 16 tiles, the registers of
 // 8 warps, unless 24 save a whole part.
 inline void split_columns(const Problem& p, int& tiles, int& k_parts) {
@@ -73,18 +84,26 @@ inline void split_columns(const Problem& p, int& tiles, int& k_parts) {
 inline std::vector<Team> possible_teams(const Problem& p, const Limits& limits) {
   std::vector<Team> teams;
   const int64_t H = p.hidden_size, gates = p.is_lstm ? 4 : 3;
-  if (H % 8 != 0) return teams;  // rows must be made of 16-byte pieces
+  if (H % kChunk != 0) return teams;  // rows must be made of 16-byte pieces
   int tiles, k_parts;
   split_columns(p, tiles, k_parts);
+  const std::vector<Variant> variants = variants_of(p.is_backward);
+  const bool has_parts = std::any_of(variants.begin(), variants.end(), [&](const Variant& v) {
+    return v.tiles == tiles && v.k_parts == k_parts;
+  });
   for (int cluster_size = 1; cluster_size <= limits.max_cluster_size; cluster_size *= 2) {
-    const int64_t units = ceil_div(ceil_div(H, cluster_size), 8) * 8;
+    const int64_t units = ceil_div(ceil_div(H, cluster_size), kChunk) * kChunk;
     if ((cluster_size - 1) * units >= H)
       continue;  // a block that owns nothing would wait for nobody
     const int64_t rows = p.is_backward ? units : gates * units;
     const int64_t row_groups = ceil_div(rows, 32), warps = row_groups * k_parts;
-    for (const Variant& variant : kVariants[p.is_backward]) {
+    for (int v = 0; v < static_cast<int>(variants.size()); ++v) {
+      const Variant& variant = variants[static_cast<size_t>(v)];
       if (variant.tiles != tiles || warps > variant.max_warps) continue;
+      if (variant.k_parts != (has_parts ? k_parts : 0) || variant.alone != (cluster_size == 1))
+        continue;
       Team t{};
+      t.variant = v;
       t.cluster_size = cluster_size;
       t.units = static_cast<int>(units);
       t.row_groups = static_cast<int>(row_groups);
@@ -94,12 +113,9 @@ inline std::vector<Team> possible_teams(const Problem& p, const Limits& limits) 
       // 4 words more than a multiple of 32: the rows of a fragment lie in different banks.
       t.pitch = k_parts * tiles * 8 + 4;
       t.threads = static_cast<int>(32 * warps);
-      // Of a unit and slot: forward W_ih x of the gates; backward the saved gates, two cell states or
-      // one output, the output's gradient, and the gradient of the cell state.
-      const int64_t bytes_of_unit = p.is_backward
-                                        ? (p.is_lstm ? 28 : 16 + p.element_size) + p.element_size
-                                        : gates * p.element_size;
-      int64_t offset = 64;  // two mbarriers
+      t.input_pitch = pitch_of_row(units * p.element_size);
+      t.float_pitch = pitch_of_row(units * 4);
+      int64_t offset = kControlBytes;
       const auto place = [&](int64_t bytes) {
         const int64_t at = offset;
         offset += ceil_div(bytes, 128) * 128;
@@ -108,8 +124,11 @@ inline std::vector<Team> possible_teams(const Problem& p, const Limits& limits) 
       t.turns = place(kTurnRing * kSlots * static_cast<int64_t>(sizeof(Turn)));
       t.vectors = place(2 * kSlots * t.pitch * 4);
       t.sums = place(k_parts * kSlots * (32 * row_groups + 4) * 4);
-      t.state = place(kSlots * units * 4 + units * 4);
-      t.input_bytes = static_cast<int>(kSlots * units * bytes_of_unit);
+      // Forward W_ih x of the gates; backward the saved gates and, of an LSTM, two cell states and the
+      // cell state's gradient in float32, then the output's gradient and, of a GRU, an output.
+      const int64_t floats = !p.is_backward ? 0 : p.is_lstm ? 7 : 4;
+      const int64_t stored = !p.is_backward ? gates : p.is_lstm ? 1 : 2;
+      t.input_bytes = static_cast<int>(kSlots * (floats * t.float_pitch + stored * t.input_pitch));
       t.inputs = place(kInputRing * int64_t{t.input_bytes});
       t.weights = place(warps * (tiles - variant.resident) * 2 * 512);
       t.shared_bytes = static_cast<int>(offset);

@@ -6,6 +6,10 @@
 // completes a phase of mbarrier m % 2. Nobody can send exchange m + 1 before it has got all of
 // exchange m, this block's part included, which this block sends only after the sync_block behind its
 // products of exchange m - 1: so two buffers are enough, and no barrier of the cluster is needed.
+// A block alone stores its vectors where it wants them, and waits for itself: a sync_block.
+//
+// A lane works for one slot all the time: lanes l, l + 8, l + 16 and l + 24 for slot l, each on two of
+// the eight units of a chunk, which are the warp's.
 #pragma once
 
 #include "cuda/element.cuh"
@@ -15,99 +19,79 @@
 
 namespace varlen_rnn::cuda {
 
-// Two neighbouring hidden units in a slot: what a thread computes at a time.
-struct Pair {
-  int slot, unit;  // unit: of this block
-};
-
-template <class E, int kTiles, int kResident>
+template <class E, int kTiles, int kResident, int kParts, bool kAlone>
 struct Worker {
   using Storage = typename E::Storage;
   static constexpr int kSize = static_cast<int>(sizeof(Storage));
   static constexpr int kWords = E::kWordsOfPair;
 
+  const Persistent& params;
   const Team& team;
-  const Turn* const& turns;  // [D, capacity, kSlots]
-  int first_step;            // of this team and direction in turns
   int num_steps;
   int direction;
-  bool backwards;  // the steps are walked from the last to the first
+  int hidden_size;
   int first_unit;  // of this block
+  int num_units;   // of this block that there are
+  int slot;        // that this lane works for
+  int quarter;     // of a chunk that is this lane's: two units
   uint32_t weights[kResident][2][4];
 
   VARLEN_RNN_DEVICE Worker(const Persistent& p, bool walk_backwards)
-      : team(p.team), turns(p.turns), backwards(walk_backwards) {
-    const int index = static_cast<int>(simt::cluster());
+      : params(p), team(p.team), backwards_(walk_backwards) {
+    const int index = static_cast<int>(kAlone ? simt::block() : simt::cluster());
     direction = index / p.num_teams;
     const int32_t* range = p.first_step + index % p.num_teams;
     const int among_teams = simt::load(range);
     num_steps = simt::load(range + 1) - among_teams;
-    first_step = direction * p.capacity + among_teams;
-    first_unit = static_cast<int>(simt::cluster_rank()) * team.units;
+    first_step_ = direction * p.capacity + among_teams;
+    hidden_size = static_cast<int>(p.hidden_size);
+    first_unit = rank() * team.units;
+    num_units = hidden_size - first_unit < team.units ? hidden_size - first_unit : team.units;
+    slot = static_cast<int>(simt::lane()) % kSlots;
+    quarter = static_cast<int>(simt::lane()) / kSlots;
   }
 
-  // ---- memory
-
-  VARLEN_RNN_DEVICE Shared<uint64_t> barrier(int exchange) const {
-    return simt::shared<uint64_t>(0) + (exchange & 1);
-  }
-  // Of an exchange: [kSlots, pitch].
-  VARLEN_RNN_DEVICE Shared<uint32_t> vectors(int exchange) const {
-    return simt::shared<uint32_t>(team.vectors) + (exchange & 1) * kSlots * team.pitch;
-  }
-  VARLEN_RNN_DEVICE int sum_pitch() const { return 32 * team.row_groups + 4; }
-  // Products, [k_parts, kSlots, sum_pitch].
-  VARLEN_RNN_DEVICE Shared<float> sums() const { return simt::shared<float>(team.sums); }
-  // [kSlots, units], and behind it [units].
-  VARLEN_RNN_DEVICE Shared<float> state() const { return simt::shared<float>(team.state); }
-  VARLEN_RNN_DEVICE Shared<float> bias() const { return state() + kSlots * team.units; }
-  VARLEN_RNN_DEVICE size_t inputs(int step) const {
-    return static_cast<size_t>(team.inputs + step % kInputRing * team.input_bytes);
-  }
-  VARLEN_RNN_DEVICE Shared<uint32_t> turn_words(int step) const {
-    constexpr int kWordsOfTurn = sizeof(Turn) / 4;
-    return simt::shared<uint32_t>(team.turns) + (step & (kTurnRing - 1)) * kSlots * kWordsOfTurn;
-  }
-  VARLEN_RNN_DEVICE Turn turn(int step, int slot) const {
-    return simt::recast<const Turn>(Shared<const uint32_t>(turn_words(step)))[slot];
-  }
-
-  // ---- pairs: f(pair) for all of this thread's
-
-  template <class F>
+  // f(turn, unit) for this lane's two units of every chunk of its warp, of kTurns at most: `unit` is
+  // the first one's number in the block. Whole warps come, or none of a warp.
+  template <int kTurns, class F>
   VARLEN_RNN_DEVICE void for_pairs(F f) const {
-    const int pairs = team.units / 2;
-    for (int i = static_cast<int>(simt::thread()); i < pairs * kSlots; i += team.threads) {
-      f(Pair{i / pairs, i % pairs * 2});
+    const int warps = team.threads / 32;
+    VARLEN_RNN_UNROLL
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int chunk = (static_cast<int>(simt::warp()) + turn * warps) * kChunk;
+      if (chunk < num_units) f(turn, chunk + quarter * 2);
     }
   }
-  // The pair's first unit of H.
-  VARLEN_RNN_DEVICE int64_t unit(const Pair& pair) const { return first_unit + pair.unit; }
 
   // ---- weights
 
-  // matrix(row, word): the block's rows in words of the element, 0 where there is nothing.
+  VARLEN_RNN_DEVICE int first_row() const {
+    return group() * 32 + static_cast<int>(simt::lane()) / 4;
+  }
+  // matrix(word, a): of this lane's rows, `first_row` and those 8, 16 and 24 behind it, the words `word`.
+  // Rows of the block's matrix have row_words; products of rows beyond it are read by nobody.
   template <class Matrix>
-  VARLEN_RNN_DEVICE void load_weights(Matrix matrix) {
-    const int lane = static_cast<int>(simt::lane());
-    const int row = group() * 32 + lane / 4;
-    const int word = part() * kTiles * 8 + lane % 4;
-    const auto fragment = [&](int tile, int m, uint32_t (&a)[4]) {
+  VARLEN_RNN_DEVICE void load_weights(int row_words, Matrix matrix) {
+    const int first = part() * kTiles * 8 + static_cast<int>(simt::lane()) % 4;
+    const auto fragment = [&](int tile, uint32_t (&a)[2][4]) {
       VARLEN_RNN_UNROLL
-      for (int r = 0; r < 4; ++r) {
-        a[r] = matrix(row + m * 16 + r % 2 * 8, word + tile * 8 + r / 2 * 4);
+      for (int half = 0; half < 2; ++half) {
+        const int word = first + tile * 8 + half * 4;
+        uint32_t rows[4] = {};
+        if (word < row_words) matrix(word, rows);
+        a[0][2 * half] = rows[0];
+        a[0][2 * half + 1] = rows[1];
+        a[1][2 * half] = rows[2];
+        a[1][2 * half + 1] = rows[3];
       }
     };
     VARLEN_RNN_UNROLL
-    for (int tile = 0; tile < kResident; ++tile) {
-      fragment(tile, 0, weights[tile][0]);
-      fragment(tile, 1, weights[tile][1]);
-    }
+    for (int tile = 0; tile < kResident; ++tile) fragment(tile, weights[tile]);
     for (int tile = kResident; tile < kTiles; ++tile) {
+      uint32_t a[2][4];
+      fragment(tile, a);
       for (int m = 0; m < 2; ++m) {
-        simt::Words4 a;
-        fragment(tile, m, a.w);
-        *shared_fragment(tile, m) = a;
+        *shared_fragment(tile, m) = simt::Words4{{a[m][0], a[m][1], a[m][2], a[m][3]}};
       }
     }
   }
@@ -115,38 +99,68 @@ struct Worker {
   // ---- the exchange
 
   VARLEN_RNN_DEVICE void init_exchange() const {
-    if (simt::thread() == 0) {
+    if (!kAlone && simt::thread() == 0) {
       simt::mbarrier_init(barrier(0), 1);
       simt::mbarrier_init(barrier(1), 1);
       simt::mbarrier_fence_init();
+      *expired() = 0;
     }
     const Shared<uint32_t> all = vectors(0);
     for (int i = static_cast<int>(simt::thread()); i < 2 * kSlots * team.pitch; i += team.threads) {
       all[i] = 0;
     }
     simt::sync_block();
-    simt::sync_cluster();
+    if (!kAlone) simt::sync_cluster();
   }
   // Before this block's own part is sent: how much the exchange will bring.
-  VARLEN_RNN_DEVICE void expect(int exchange, int64_t values) const {
-    if (simt::thread() == 0) {
+  VARLEN_RNN_DEVICE void expect(int exchange, int values) const {
+    if (!kAlone && simt::thread() == 0) {
       simt::mbarrier_arrive_expect(barrier(exchange),
                                    static_cast<unsigned>(kSlots * values * kSize));
     }
   }
   VARLEN_RNN_DEVICE void wait(int exchange) const {
-    simt::mbarrier_wait(barrier(exchange), static_cast<unsigned>(exchange >> 1) & 1u);
+    if constexpr (kAlone) {
+      simt::sync_block();
+    } else {
+      const unsigned parity = static_cast<unsigned>(exchange >> 1) & 1u;
+      if (!simt::mbarrier_wait(barrier(exchange), parity, params.wait_limit)) {
+        give_up(exchange, parity);
+      }
+    }
   }
-  // Two values of a slot's vector, from index `at` on, to every block.
-  VARLEN_RNN_DEVICE void send(int exchange, int slot, int64_t at, const float (&v)[2]) const {
+  // Whether a warp of this block gave this exchange up: behind a sync_block, and the same for all.
+  VARLEN_RNN_DEVICE bool gave_up(int exchange) const {
+    return !kAlone && *expired() == static_cast<uint32_t>(exchange) + 1;
+  }
+  // Then nothing is sent any more, and no block may go while another one could still send to it.
+  VARLEN_RNN_DEVICE void leave() const {
+    simt::copy_async_wait<0>();
+    if (!kAlone) simt::sync_cluster();
+  }
+  // Two values of this lane's slot to every block: `at` is the first one's place in the vector. All
+  // lanes of a warp send at a time.
+  VARLEN_RNN_DEVICE void send(int exchange, int at, const float (&v)[2]) const {
     uint32_t words[kWords];
     E::vector_words(v[0], v[1], words);
-    const Shared<uint32_t> to = vectors(exchange) + slot * team.pitch + at / E::kPerWord;
-    const unsigned size = static_cast<unsigned>(team.cluster_size);
-    unsigned rank = simt::cluster_rank();
-    for (unsigned i = 0; i < size; ++i) {
-      simt::st_async<kWords>(to, barrier(exchange), rank, words);
-      rank = rank + 1 == size ? 0 : rank + 1;
+    const Shared<uint32_t> row = vectors(exchange) + slot * team.pitch;
+    if constexpr (kAlone) {
+      VARLEN_RNN_UNROLL
+      for (int i = 0; i < kWords; ++i) row[at / E::kPerWord + i] = words[i];
+    } else {
+      // Each of a slot's four lanes gets all of the chunk, and sends it to every fourth block.
+      uint32_t chunk[kWords][4];
+      VARLEN_RNN_UNROLL
+      for (int i = 0; i < 4 * kWords; ++i) {
+        chunk[i / 4][i % 4] = simt::shuffle(words[i % kWords], slot + i / kWords * kSlots);
+      }
+      const Shared<uint32_t> to = row + (at - quarter * 2) / E::kPerWord;
+      for (int rank = quarter; rank < team.cluster_size; rank += 4) {
+        VARLEN_RNN_UNROLL
+        for (int i = 0; i < kWords; ++i) {
+          simt::st_async(to + 4 * i, barrier(exchange), static_cast<unsigned>(rank), chunk[i]);
+        }
+      }
     }
   }
 
@@ -155,8 +169,8 @@ struct Worker {
   // This warp's rows times its part of the vectors' columns, into sums.
   VARLEN_RNN_DEVICE void multiply(int exchange) const {
     const int lane = static_cast<int>(simt::lane());
-    Shared<const uint32_t> from = Shared<const uint32_t>(vectors(exchange)) +
-                                  lane % 8 * team.pitch + lane / 8 * 4 + part() * kTiles * 8;
+    const Shared<const uint32_t> from = Shared<const uint32_t>(vectors(exchange)) +
+                                        lane % 8 * team.pitch + lane / 8 * 4 + part() * kTiles * 8;
     float d[2][2][4] = {};  // [16 rows each][even or odd tiles]
     VARLEN_RNN_UNROLL
     for (int tile = 0; tile < kTiles; tile += 2) {
@@ -176,30 +190,36 @@ struct Worker {
         }
       }
     }
-    const Shared<float> to = sums() + part() * kSlots * sum_pitch() + group() * 32 + lane / 4;
+    const Shared<float> to =
+        sums() + (part() * kSlots + lane % 4 * 2) * sum_pitch() + group() * 32 + lane / 4;
     VARLEN_RNN_UNROLL
     for (int m = 0; m < 2; ++m) {
       VARLEN_RNN_UNROLL
       for (int r = 0; r < 4; ++r) {
-        const int slot = lane % 4 * 2 + r % 2;
-        to[slot * sum_pitch() + m * 16 + r / 2 * 8] = d[m][0][r] + d[m][1][r];
+        to[r % 2 * sum_pitch() + m * 16 + r / 2 * 8] = d[m][0][r] + d[m][1][r];
       }
     }
   }
 
-  // The product's rows `row` and `row` + 1 of a slot.
-  VARLEN_RNN_DEVICE void product(int slot, int row, float (&v)[2]) const {
-    v[0] = v[1] = 0.0f;
-    for (int k = 0; k < team.k_parts; ++k) {
-      const Words2 words = *simt::recast<const Words2>(
-          Shared<const float>(sums() + (k * kSlots + slot) * sum_pitch() + row));
-      v[0] += simt::word_as_float(words.w[0]);
-      v[1] += simt::word_as_float(words.w[1]);
+  // The product's rows `row` and `row` + 1 of this lane's slot.
+  VARLEN_RNN_DEVICE void product(int row, float (&v)[2]) const {
+    const Shared<const float> from = Shared<const float>(sums()) + slot * sum_pitch() + row;
+    Tf32::load_pair(from, 0, v);
+    VARLEN_RNN_UNROLL
+    for (int k = 1; k < k_parts(); ++k) {
+      float of_part[2];
+      Tf32::load_pair(from, k * kSlots * sum_pitch(), of_part);
+      v[0] += of_part[0];
+      v[1] += of_part[1];
     }
   }
 
   // ---- what is loaded ahead
 
+  // Turns of a step's slots are kept in shared memory.
+  VARLEN_RNN_DEVICE Shared<const Turn> turn(int step) const {
+    return simt::recast<const Turn>(Shared<const uint32_t>(turn_words(step))) + slot;
+  }
   // Before the first step: the turns of the first kTurnsAhead steps.
   VARLEN_RNN_DEVICE void load_first_turns() const {
     for (int step = 0; step < kTurnsAhead; ++step) copy_turns(step);
@@ -211,32 +231,85 @@ struct Worker {
     constexpr int kPieces = kSlots * sizeof(Turn) / 16;
     const int piece = static_cast<int>(simt::thread());
     if (step >= num_steps || piece >= kPieces) return;
-    const int at = first_step + (backwards ? num_steps - 1 - step : step);
-    const Turn* from = turns + int64_t{at} * kSlots;
     simt::copy_async(turn_words(step) + piece * 4,
-                     reinterpret_cast<const char*>(from) + piece * 16);
+                     reinterpret_cast<const char*>(turns_of(step)) + piece * 16);
   }
-  // One row of values, from H's unit first_unit on: a warp copies this block's units of it.
+  // The turn of a step that nobody has loaded.
+  VARLEN_RNN_DEVICE Turn global_turn(int step) const {
+    const simt::Words4* from = reinterpret_cast<const simt::Words4*>(turns_of(step) + slot);
+    const simt::Words4 a = simt::load(from), b = simt::load(from + 1);
+    return {static_cast<int32_t>(a.w[0]), static_cast<int32_t>(a.w[1]),
+            static_cast<int32_t>(a.w[2]), static_cast<int32_t>(a.w[3]),
+            static_cast<int32_t>(b.w[0]), {}};
+  }
+  // Where the inputs of a step lie, by its place in the ring.
+  VARLEN_RNN_DEVICE int inputs(int ring) const { return team.inputs + ring * team.input_bytes; }
+  // The eight values of a chunk, or those of its pieces of 16 bytes from `first` on, every `every`-th.
   template <class T>
-  VARLEN_RNN_DEVICE void copy_row(size_t to, const T* row, int64_t hidden_size) const {
-    constexpr int kPerPiece = 16 / static_cast<int>(sizeof(T));
-    for (int at = static_cast<int>(simt::lane()) * kPerPiece;
-         at < team.units && first_unit + at < hidden_size; at += 32 * kPerPiece) {
-      simt::copy_async(simt::shared<uint32_t>(to + at * sizeof(T)), row + first_unit + at);
+  VARLEN_RNN_DEVICE void copy_chunk(int to, const T* from, int first = 0, int every = 1) const {
+    constexpr int kPieces = kChunk * static_cast<int>(sizeof(T)) / 16;
+    for (int piece = first; piece < kPieces; piece += every) {
+      simt::copy_async(simt::shared<uint32_t>(static_cast<size_t>(to + piece * 16)),
+                       reinterpret_cast<const char*>(from) + piece * 16);
     }
   }
 
  private:
-  VARLEN_RNN_DEVICE int part() const { return static_cast<int>(simt::warp()) % team.k_parts; }
-  VARLEN_RNN_DEVICE int group() const { return static_cast<int>(simt::warp()) / team.k_parts; }
+  VARLEN_RNN_DEVICE int rank() const { return kAlone ? 0 : static_cast<int>(simt::cluster_rank()); }
+  VARLEN_RNN_DEVICE int k_parts() const { return kParts == 0 ? team.k_parts : kParts; }
+  VARLEN_RNN_DEVICE int part() const { return static_cast<int>(simt::warp()) % k_parts(); }
+  VARLEN_RNN_DEVICE int group() const { return static_cast<int>(simt::warp()) / k_parts(); }
+
+  VARLEN_RNN_DEVICE Shared<uint64_t> barrier(int exchange) const {
+    return simt::shared<uint64_t>(0) + (exchange & 1);
+  }
+  // The last exchange that a warp gave up, and one more; or 0.
+  VARLEN_RNN_DEVICE Shared<uint32_t> expired() const { return simt::shared<uint32_t>(kExpiredAt); }
+  // Of an exchange: [kSlots, pitch].
+  VARLEN_RNN_DEVICE Shared<uint32_t> vectors(int exchange) const {
+    return simt::shared<uint32_t>(static_cast<size_t>(team.vectors)) +
+           (exchange & 1) * kSlots * team.pitch;
+  }
+  VARLEN_RNN_DEVICE int sum_pitch() const { return 32 * team.row_groups + 4; }
+  // Products, [k_parts, kSlots, sum_pitch].
+  VARLEN_RNN_DEVICE Shared<float> sums() const {
+    return simt::shared<float>(static_cast<size_t>(team.sums));
+  }
+  VARLEN_RNN_DEVICE Shared<uint32_t> turn_words(int step) const {
+    constexpr int kWordsOfTurn = sizeof(Turn) / 4;
+    return simt::shared<uint32_t>(static_cast<size_t>(team.turns)) +
+           (step & (kTurnRing - 1)) * kSlots * kWordsOfTurn;
+  }
+  VARLEN_RNN_DEVICE const Turn* turns_of(int step) const {
+    const int at = first_step_ + (backwards_ ? num_steps - 1 - step : step);
+    return params.turns + int64_t{at} * kSlots;
+  }
   // A lane's words of a tile that is not in registers.
   VARLEN_RNN_DEVICE Shared<simt::Words4> shared_fragment(int tile, int m) const {
     const int index = static_cast<int>(simt::warp()) * (kTiles - kResident) + tile - kResident;
-    return simt::shared<simt::Words4>(team.weights) + (index * 2 + m) * 32 + simt::lane();
+    return simt::shared<simt::Words4>(static_cast<size_t>(team.weights)) + (index * 2 + m) * 32 +
+           simt::lane();
   }
+  VARLEN_RNN_DEVICE void give_up(int exchange, unsigned parity) const {
+    if (simt::lane() != 0) return;
+    *expired() = static_cast<uint32_t>(exchange) + 1;
+    simt::store(reinterpret_cast<simt::Words4*>(params.status),
+                simt::Words4{{static_cast<uint32_t>(exchange), simt::cluster(),
+                              static_cast<uint32_t>(rank()), parity}});
+    simt::fence_system();
+    simt::store(&params.status->expired, uint32_t{1});
+  }
+
+  bool backwards_;  // the steps are walked from the last to the first
+  int first_step_;  // of this team and direction in turns
 };
 
 // Gates, cells and other arrays that are float32 whatever the dtype.
 VARLEN_RNN_DEVICE void store_floats(float* to, const float (&v)[2]) { Tf32::store_pair(to, v); }
+
+// The inputs of three steps lie in a ring: the place behind one, and the one before it.
+static_assert(kInputRing == 3 && kInputsAhead == 2);
+VARLEN_RNN_DEVICE int next_in_ring(int ring) { return ring == 2 ? 0 : ring + 1; }
+VARLEN_RNN_DEVICE int last_in_ring(int ring) { return ring == 0 ? 2 : ring - 1; }
 
 }  // namespace varlen_rnn::cuda

@@ -9,27 +9,32 @@
 namespace varlen_rnn {
 
 struct ShuffleParams {
-  uint32_t* out;  // [32 masks, threads, 2]
+  uint32_t* out;  // [32 masks or lanes, threads, 3]
 };
 VARLEN_RNN_KERNEL shuffle_kernel(ShuffleParams p) {
   const unsigned i = simt::thread();
   for (unsigned mask = 0; mask < 32; ++mask) {
-    uint32_t* out = p.out + 2 * (mask * simt::num_threads() + i);
+    uint32_t* out = p.out + 3 * (mask * simt::num_threads() + i);
     simt::store(out, simt::shuffle_xor(uint32_t{77 * i}, mask));
     simt::store(out + 1,
                 simt::float_as_word(simt::shuffle_xor(0.5f * static_cast<float>(i), mask)));
+    // Lanes may ask for different ones.
+    const int lane = static_cast<int>((mask + i) % 32);
+    simt::store(out + 2, simt::shuffle(uint32_t{77 * i}, lane));
   }
 }
 
 inline void test_shuffle() {
   const unsigned threads = 64;
-  const Buffer<uint32_t> out(32 * threads * 2);
+  const Buffer<uint32_t> out(32 * threads * 3);
   run({1, threads, 0, 1, nullptr}, shuffle_kernel, {out.data()});
   for (unsigned i = 0; i < 32 * threads; ++i) {
     const unsigned from = i % threads ^ i / threads;
-    expect_same("shuffle_xor", 2 * i, out[2 * i], 77 * from);
-    expect_same("shuffle_xor(float)", 2 * i + 1, out[2 * i + 1],
+    expect_same("shuffle_xor", 3 * i, out[3 * i], 77 * from);
+    expect_same("shuffle_xor(float)", 3 * i + 1, out[3 * i + 1],
                 word_of(0.5f * static_cast<float>(from)));
+    const unsigned lane = (i / threads + i % threads) % 32;
+    expect_same("shuffle", 3 * i + 2, out[3 * i + 2], 77 * (i % threads / 32 * 32 + lane));
   }
 }
 
@@ -250,7 +255,7 @@ inline void test_trap() {
 
 inline void test_warps(Report& report) {
   const simt::Device device = simt::device_properties(0);
-  report.run_case("shuffle_xor", test_shuffle);
+  report.run_case("shuffle, shuffle_xor", test_shuffle);
   report.run_case("ldmatrix_x4", test_ldmatrix);
   if (device.major >= 8) {
     report.run_case("mma_bf16", test_mma<Operand::kBf16>);
@@ -263,7 +268,7 @@ inline void test_warps(Report& report) {
     report.skip("mbarriers, st_async", "needs sm_90");
     return;
   }
-  std::vector<unsigned> sizes = {1, 2, 8};
+  std::vector<unsigned> sizes = {2, 8};  // st_async needs two blocks
   if (device.max_cluster_size >= 16) sizes.push_back(16);
   for (const unsigned size : sizes) {
     const std::string name = " words, clusters of " + std::to_string(size);

@@ -9,11 +9,7 @@ from emulated import DESKTOP, HOPPER, _emulated, check, first_team, paths_of
 from emulated_cases import PERSISTENT, Case
 from helpers import CELLS
 
-MAX_WARPS = {
-    (is_backward, tiles, resident): warps
-    for is_backward in (False, True)
-    for tiles, resident, warps in _emulated.variants(is_backward=is_backward)
-}
+VARIANTS = [_emulated.variants(is_backward=is_backward) for is_backward in (False, True)]
 # Of cell, bytes of a value, and machine: the largest multiples of 64 such that they and all smaller
 # ones have a team, forward and backward.
 LARGEST = {
@@ -42,17 +38,21 @@ def teams(cell: str, is_backward: bool, size: int, hidden: int, limits: tuple[in
 def pieces(team: Any, num_gates: int, is_backward: bool, size: int) -> list[tuple[int, int]]:
     """Of each array in shared memory the offset and the bytes that the kernels use."""
     slots, warps = 8, team.threads // 32
-    of_input = num_gates * size
-    if is_backward:  # gates, and two cells and the cells' gradient or one output; and d_out
-        of_input = 4 * 4 + (3 * 4 if num_gates == 4 else size) + size
-    of_inputs = slots * team.units * of_input
+    # Rows of a step's inputs: W_ih x of the gates; or the saved gates and of an LSTM two cells and the
+    # cells' gradient, in float32, and the output's gradient and of a GRU an output.
+    floats, stored = 0, num_gates
+    if is_backward:
+        floats, stored = (7, 1) if num_gates == 4 else (4, 2)
+    of_inputs = slots * (floats * team.float_pitch + stored * team.input_pitch)
     assert team.input_bytes == of_inputs
+    for pitch, of_value in ((team.input_pitch, size), (team.float_pitch, 4)):
+        assert pitch >= team.units * of_value
+        assert pitch % 32 == 16  # eight rows in different banks
     return [
-        (0, 2 * 8),
+        (0, 2 * 8 + 4),  # mbarriers, and whether one was given up
         (team.turns, 8 * slots * 32),
         (team.vectors, 2 * slots * team.pitch * 4),
         (team.sums, team.k_parts * slots * (32 * team.row_groups + 4) * 4),
-        (team.state, (slots + 1) * team.units * 4),
         (team.inputs, 3 * of_inputs),
         (team.weights, warps * (team.tiles - team.resident) * 2 * 512),
     ]
@@ -77,7 +77,15 @@ def test_every_team_fits(layer: tuple[str, int, tuple[int, int]], is_backward: b
             assert rows <= 32 * team.row_groups < rows + 32
             assert team.k_parts * team.tiles * 32 >= columns * size
             assert team.threads == 32 * team.row_groups * team.k_parts
-            assert team.threads <= 32 * MAX_WARPS[is_backward, team.tiles, team.resident]
+            tiles, resident, warps, k_parts, alone = VARIANTS[is_backward][team.variant]
+            assert (tiles, resident) == (team.tiles, team.resident)
+            assert k_parts in (0, team.k_parts)
+            assert alone == (team.cluster_size == 1)
+            assert team.threads <= 32 * warps
+            # The turns that a warp takes over chunks of 8 units, as the kernels have it.
+            turns = -(-team.units // 8 * 32 // team.threads)
+            most = (-(-4 // k_parts) if k_parts else 1) if is_backward else 1
+            assert turns <= (2 if not is_backward and num_gates == 3 and k_parts == 1 else most)
             # A row of vectors, and rows of a fragment in different banks.
             assert team.pitch >= team.k_parts * team.tiles * 8
             assert team.pitch % 32 == 4
@@ -108,14 +116,14 @@ def test_a_size_that_is_no_multiple_of_8_has_no_team(cell: str) -> None:
 
 
 def smallest_layers() -> list[tuple[str, str, int, int]]:
-    """Of every persistent kernel that is used the smallest layer that gets it.
+    """Of every persistent kernel the smallest layer that gets it.
 
     Cell, number, H, and cluster size.
     """
     layers = set()
     for cell in CELLS:
         for number in PERSISTENT:
-            kernels: dict[tuple[bool, int, int], tuple[str, str, int, int]] = {}
+            kernels: dict[tuple[bool, int], tuple[str, str, int, int]] = {}
             for hidden_size in range(8, 1025, 8):
                 for cluster_size in (1, 2, 4, 8, 16):
                     for is_backward in (False, True):
@@ -123,7 +131,7 @@ def smallest_layers() -> list[tuple[str, str, int, int]]:
                             Case(cell, number, hidden_size), is_backward, cluster_size
                         )
                         if team is not None:
-                            kernel = is_backward, team.tiles, team.resident
+                            kernel = is_backward, team.variant
                             kernels.setdefault(kernel, (cell, number, hidden_size, cluster_size))
             layers |= set(kernels.values())
     return sorted(layers)

@@ -2,6 +2,7 @@
 // (st_async) and copies from global memory (copy_async).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -103,16 +104,45 @@ inline void mbarrier_arrive_expect(int64_t offset, unsigned bytes) {
   complete_if_due(mbarrier);
 }
 
-inline void mbarrier_wait(int64_t offset, unsigned parity, Site site) {
+constexpr const char* kMbarrierWait = "mbarrier_wait";
+
+// Where nobody can go on: gives up the waits of a warp, if one waits for a mbarrier.
+inline bool expire_a_wait() {
+  Machine& m = machine();
+  const unsigned first = m.random.below(static_cast<unsigned>(m.warps.size()));
+  for (size_t i = 0; i < m.warps.size(); ++i) {
+    Warp& warp = m.warps[(first + i) % m.warps.size()];
+    bool found = false;
+    for (unsigned lane = 0; lane < 32; ++lane) {
+      Fiber& fiber = warp.lanes[lane];
+      if (fiber.done || fiber.waiting.what != kMbarrierWait) continue;
+      Mbarrier& mbarrier = get_mbarrier(*fiber.cta, fiber.waiting.offset);
+      const auto at = std::find(mbarrier.waiting.begin(), mbarrier.waiting.end(), &fiber);
+      if (at == mbarrier.waiting.end()) continue;
+      mbarrier.waiting.erase(at);
+      fiber.expired = found = true;
+      make_ready(fiber);
+    }
+    if (found) return m.has_expired = true;
+  }
+  return false;
+}
+
+// False if nothing else could go on, and the machine lets waits expire.
+inline bool mbarrier_wait(int64_t offset, unsigned parity, Site site) {
   if (parity > 1) fail("mbarrier_wait: expected parity 0 or 1, got " + std::to_string(parity));
   yield_at_random();
   Fiber& fiber = current();
   // A fiber that is woken late may find the next phase complete, too, and wait on: so may hardware.
   while (true) {
     Mbarrier& mbarrier = get_mbarrier(*fiber.cta, offset);
-    if ((mbarrier.phase & 1) != parity) return;
+    if ((mbarrier.phase & 1) != parity) return true;
+    if (fiber.expired) {
+      fiber.expired = false;
+      return false;
+    }
     mbarrier.waiting.push_back(&fiber);
-    suspend({"mbarrier_wait", site, offset, parity});
+    suspend({kMbarrierWait, site, offset, parity});
   }
 }
 
@@ -130,6 +160,7 @@ inline void st_async(int64_t offset, int64_t mbarrier, unsigned rank, const uint
   yield_at_random();
   Machine& m = machine();
   const Fiber& fiber = current();
+  if (m.cluster_size < 2) fail("st_async: expected a cluster of several blocks, got one");
   if (rank >= m.cluster_size) {
     fail("st_async: expected a rank below " + std::to_string(m.cluster_size) + ", got " +
          std::to_string(rank));
@@ -144,7 +175,7 @@ inline void st_async(int64_t offset, int64_t mbarrier, unsigned rank, const uint
   }
   // From now on the new words may be there any time, so nobody may count on the old ones.
   std::memset(address, kNaNByte, bytes);
-  Message message = {&to, offset, mbarrier, bytes, {}, &fiber};
+  Message message = {&to, offset, mbarrier, bytes, {}, &fiber, ++m.sent == m.lost};
   std::memcpy(message.words, words, bytes);
   m.messages.push_back(message);
 }
@@ -160,6 +191,7 @@ inline void deliver_random_message() {
     check_alive(*message.to, "st_async");
     std::memcpy(shared_address(*message.to, message.offset, message.bytes, message.bytes),
                 message.words, message.bytes);
+    if (message.is_lost) return;
     Mbarrier& mbarrier = get_mbarrier(*message.to, message.mbarrier);
     mbarrier.bytes -= message.bytes;
     complete_if_due(mbarrier);
@@ -178,7 +210,7 @@ inline void exit_thread(Fiber& fiber) {
   --m.cluster_barrier.live;
   release_if_complete(cta.barrier);
   release_if_complete(m.cluster_barrier);
-  if (cta.barrier.live > 0) return;
+  if (cta.barrier.live > 0 || m.has_expired) return;
   for (const Mbarrier& mbarrier : cta.mbarriers) {
     if (mbarrier.bytes != 0) {
       fail("the block exits with " + std::to_string(mbarrier.bytes) +

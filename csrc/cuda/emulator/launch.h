@@ -15,6 +15,9 @@ struct Settings {
   simt::Device device = {9, 0, 132, size_t{227} << 10, 16};
   int active_clusters = 4;
   bool is_capturing = false;  // whether launches go to a graph
+  bool waits_expire =
+      false;  // where everything waits, a wait for a mbarrier; else that is an error
+  uint64_t lose_completion = 0;  // of the next launch with so many st_async the bytes of that one
 };
 inline Settings& settings() {
   static Settings settings;
@@ -58,8 +61,11 @@ void launch(const Launch& launch, void (*kernel)(P), const P& params) {
   machine.num_blocks = launch.blocks;
   machine.num_threads = launch.threads;
   machine.cluster_size = launch.cluster_size;
+  machine.waits_expire = emulator::settings().waits_expire;
+  machine.lost = emulator::settings().lose_completion;
   machine.kernel = [kernel, &params] { kernel(params); };
   emulator::run_grid(launch.shared_bytes);
+  if (machine.lost != 0 && machine.sent >= machine.lost) emulator::settings().lose_completion = 0;
 }
 
 template <class P>

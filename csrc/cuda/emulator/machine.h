@@ -85,6 +85,7 @@ struct Fiber {
   Warp* warp = nullptr;
   unsigned thread = 0;
   bool done = false;
+  bool expired = false;  // gave a wait up, which returns then
   Waiting waiting = {};
   std::vector<Copy> copies;
   uint64_t closed_groups = 0;
@@ -127,7 +128,7 @@ struct Cta {
   std::vector<Mbarrier> mbarriers;
 };
 
-// A st_async under way.
+// A st_async under way, or one whose bytes the mbarrier will not count.
 struct Message {
   Cta* to;
   int64_t offset;
@@ -135,6 +136,7 @@ struct Message {
   unsigned bytes;
   uint32_t words[4];
   const Fiber* sender;
+  bool is_lost;
 };
 
 struct Machine {
@@ -150,6 +152,10 @@ struct Machine {
   std::vector<unsigned> runnable;  // warps with a ready lane
   ThreadBarrier cluster_barrier;
   std::vector<Message> messages;
+  uint64_t sent = 0;  // messages, of this launch
+  uint64_t lost = 0;  // which of them no mbarrier counts, 0: none
+  bool waits_expire = false;
+  bool has_expired = false;  // whether a wait of this launch did
   unsigned exited = 0;
   Fiber* current = nullptr;
   Context scheduler;

@@ -3,8 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
 #include <cstdint>
+#include <tuple>
 #include <vector>
 
 #include "cuda/launch.cuh"
@@ -33,12 +33,12 @@ auto possible_teams(bool is_lstm, bool is_backward, int64_t hidden_size, int ele
                               {max_cluster_size, max_shared_bytes});
 }
 
-// Of each persistent kernel of a pass the tiles of a warp's part, those in registers, and the most
-// warps.
+// The persistent kernels of a pass: tiles of a warp's part, those in registers, the most warps, parts
+// (0: any number), and whether a block is alone.
 auto variants(bool is_backward) {
-  std::vector<std::array<int, 3>> all;
-  for (const cuda::Variant& v : cuda::kVariants[is_backward]) {
-    all.push_back({v.tiles, v.resident, v.max_warps});
+  std::vector<std::tuple<int, int, int, int, bool>> all;
+  for (const cuda::Variant& v : cuda::variants_of(is_backward)) {
+    all.emplace_back(v.tiles, v.resident, v.max_warps, v.k_parts, v.alone);
   }
   return all;
 }
@@ -58,8 +58,11 @@ PYBIND11_MODULE(_emulated, m) {
       .def_readwrite("seed", &emulator::Settings::seed)
       .def_readwrite("device", &emulator::Settings::device)
       .def_readwrite("active_clusters", &emulator::Settings::active_clusters)
-      .def_readwrite("is_capturing", &emulator::Settings::is_capturing);
+      .def_readwrite("is_capturing", &emulator::Settings::is_capturing)
+      .def_readwrite("waits_expire", &emulator::Settings::waits_expire)
+      .def_readwrite("lose_completion", &emulator::Settings::lose_completion);
   py::class_<cuda::Team>(m, "Team", py::module_local())
+      .def_readonly("variant", &cuda::Team::variant)
       .def_readonly("cluster_size", &cuda::Team::cluster_size)
       .def_readonly("units", &cuda::Team::units)
       .def_readonly("row_groups", &cuda::Team::row_groups)
@@ -68,10 +71,11 @@ PYBIND11_MODULE(_emulated, m) {
       .def_readonly("resident", &cuda::Team::resident)
       .def_readonly("pitch", &cuda::Team::pitch)
       .def_readonly("threads", &cuda::Team::threads)
+      .def_readonly("input_pitch", &cuda::Team::input_pitch)
+      .def_readonly("float_pitch", &cuda::Team::float_pitch)
       .def_readonly("turns", &cuda::Team::turns)
       .def_readonly("vectors", &cuda::Team::vectors)
       .def_readonly("sums", &cuda::Team::sums)
-      .def_readonly("state", &cuda::Team::state)
       .def_readonly("inputs", &cuda::Team::inputs)
       .def_readonly("weights", &cuda::Team::weights)
       .def_readonly("input_bytes", &cuda::Team::input_bytes)

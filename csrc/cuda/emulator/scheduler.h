@@ -144,7 +144,7 @@ inline void run_to_end() {
       deliver_random_message();
     } else if (!m.runnable.empty()) {
       mood.frozen_end = mood.frozen_begin;
-    } else {
+    } else if (!m.waits_expire || !expire_a_wait()) {
       fail("deadlock" + describe_waiting());
     }
   }
@@ -195,6 +195,8 @@ inline void prepare_cluster(size_t shared_bytes) {
 inline void run_grid(size_t shared_bytes) {
   Machine& m = machine();
   ++counters().launches;
+  m.sent = 0;
+  m.has_expired = false;
   m.fibers.assign(size_t{m.cluster_size} * m.num_threads, Fiber());
   for (Fiber& fiber : m.fibers) fiber.stack = stack_pool().take();
   struct GiveStacks {

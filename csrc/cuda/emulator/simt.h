@@ -98,6 +98,8 @@ void store(T* p, T v) {
   emulator::store_global(p, v);
 }
 
+inline void fence_system() {}
+
 // ---- shared memory
 
 template <class T>
@@ -124,6 +126,9 @@ inline void sync_cluster(Site site = Site::here()) {
 
 // ---- warp collectives
 
+inline uint32_t shuffle(uint32_t v, int lane, Site site = Site::here()) {
+  return emulator::shuffle(v, lane, site);
+}
 inline uint32_t shuffle_xor(uint32_t v, unsigned mask, Site site = Site::here()) {
   return emulator::shuffle_xor(v, mask, site);
 }
@@ -155,8 +160,9 @@ inline void mbarrier_fence_init() { emulator::mbarrier_fence_init(); }
 inline void mbarrier_arrive_expect(Shared<uint64_t> bar, unsigned bytes) {
   emulator::mbarrier_arrive_expect(bar.offset(), bytes);
 }
-inline void mbarrier_wait(Shared<uint64_t> bar, unsigned parity, Site site = Site::here()) {
-  emulator::mbarrier_wait(bar.offset(), parity, site);
+inline bool mbarrier_wait(Shared<uint64_t> bar, unsigned parity, int64_t /*limit*/ = kForever,
+                          Site site = Site::here()) {
+  return emulator::all_lanes(emulator::mbarrier_wait(bar.offset(), parity, site), site);
 }
 template <int n>
 void st_async(Shared<uint32_t> dst, Shared<uint64_t> bar, unsigned rank, const uint32_t (&v)[n]) {

@@ -45,6 +45,32 @@ inline void sync_warp(Site site) {
   collective(kName, site, [](Warp&) {});
 }
 
+inline bool all_lanes(bool v, Site site) {
+  static constexpr const char* kName = "all_lanes";
+  Fiber& fiber = current();
+  const unsigned lane = fiber.thread & 31u;
+  fiber.warp->in[lane][0] = v ? 1 : 0;
+  collective(kName, site, [](Warp& warp) {
+    uint32_t all = 1;
+    for (unsigned from = 0; from < 32; ++from) all &= warp.in[from][0];
+    for (unsigned to = 0; to < 32; ++to) warp.out[to][0] = all;
+  });
+  return fiber.warp->out[lane][0] != 0;
+}
+
+inline uint32_t shuffle(uint32_t v, int from, Site site) {
+  static constexpr const char* kName = "shuffle";
+  Fiber& fiber = current();
+  const unsigned lane = fiber.thread & 31u;
+  if (from < 0 || from > 31) fail("shuffle: expected a lane below 32, got " + std::to_string(from));
+  fiber.warp->in[lane][0] = v;
+  fiber.warp->in[lane][1] = static_cast<uint32_t>(from);
+  collective(kName, site, [](Warp& warp) {
+    for (unsigned to = 0; to < 32; ++to) warp.out[to][0] = warp.in[warp.in[to][1]][0];
+  });
+  return fiber.warp->out[lane][0];
+}
+
 inline uint32_t shuffle_xor(uint32_t v, unsigned mask, Site site) {
   static constexpr const char* kName = "shuffle_xor";
   Fiber& fiber = current();

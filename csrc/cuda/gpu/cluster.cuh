@@ -33,25 +33,59 @@ VARLEN_RNN_DEVICE void mbarrier_arrive_expect(Shared<uint64_t> bar, unsigned byt
   __trap();
 #endif
 }
-// mbarrier.try_wait.parity: returns once the phase of that parity is complete (the first has parity
-// 0). What the cluster wrote before completing it is seen after.
-VARLEN_RNN_DEVICE void mbarrier_wait(Shared<uint64_t> bar, unsigned parity) {
 #if __CUDA_ARCH__ >= 900
+// mbarrier.try_wait.parity: whether the phase of that parity is complete; the hardware may wait for a while
+// before it says no.
+VARLEN_RNN_DEVICE bool mbarrier_try_wait(Shared<uint64_t> bar, unsigned parity) {
   uint32_t done;
-  do {
-    asm volatile(
-        "{\n\t"
-        ".reg .pred done;\n\t"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2;\n\t"
-        "selp.u32 %0, 1, 0, done;\n\t"
-        "}"
-        : "=r"(done)
-        : "r"(shared_address(bar)), "r"(parity)
-        : "memory");
-  } while (done == 0);
-  __syncwarp();  // the lanes may have left the loop one by one
+#if __CUDACC_VER_MAJOR__ > 12 || (__CUDACC_VER_MAJOR__ == 12 && __CUDACC_VER_MINOR__ >= 8)
+#define VARLEN_RNN_TRY_WAIT \
+  "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 done, [%1], %2;\n\t"
+#else
+#define VARLEN_RNN_TRY_WAIT \
+  "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2;\n\t"
+#endif
+  asm volatile(
+      "{\n\t"
+      ".reg .pred done;\n\t" VARLEN_RNN_TRY_WAIT
+      "selp.u32 %0, 1, 0, done;\n\t"
+      "}"
+      : "=r"(done)
+      : "r"(shared_address(bar)), "r"(parity)
+      : "memory");
+#undef VARLEN_RNN_TRY_WAIT
+  return done != 0;
+}
+// What lanes do that did not find the phase complete at once.
+VARLEN_RNN_DEVICE bool mbarrier_poll(Shared<uint64_t> bar, unsigned parity, int64_t limit) {
+  uint64_t start = 0;
+  for (unsigned polls = 1;; ++polls) {
+    if (mbarrier_try_wait(bar, parity)) return true;
+    if (polls % 16 != 0) continue;  // the clock is far away
+    uint64_t now;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    if (start == 0) start = now;
+    if (static_cast<int64_t>(now - start) > limit) return false;
+  }
+}
+#endif
+// Waits until the phase of that parity is complete (the first has parity 0), at most about `limit`
+// nanoseconds; returns whether it is, the same to all lanes. What other blocks stored by st_async to
+// complete it is seen after. Acquires with a fence for shared memory alone (PTX 8.6), where the other
+// form also empties the first-level cache.
+VARLEN_RNN_DEVICE bool mbarrier_wait(Shared<uint64_t> bar, unsigned parity,
+                                     int64_t limit = kForever) {
+#if __CUDA_ARCH__ >= 900
+  bool done = mbarrier_try_wait(bar, parity);
+  if (!done) done = mbarrier_poll(bar, parity, limit);
+  done = __all_sync(0xffffffffu, done);  // the lanes may have left the loop one by one
+#if __CUDACC_VER_MAJOR__ > 12 || (__CUDACC_VER_MAJOR__ == 12 && __CUDACC_VER_MINOR__ >= 8)
+  asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");
+#endif
+  return done;
 #else
   __trap();
+  return false;
 #endif
 }
 

@@ -51,6 +51,9 @@ VARLEN_RNN_DEVICE void store(T* p, T v) {
   *reinterpret_cast<Word*>(p) = bit_cast<Word>(v);
 }
 
+// membar.sys: what this thread stored before, host and device see before what it stores after
+VARLEN_RNN_DEVICE void fence_system() { __threadfence_system(); }
+
 // ---- shared memory: the one dynamic blob of a block
 
 template <class T>

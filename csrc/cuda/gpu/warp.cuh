@@ -5,6 +5,10 @@
 
 namespace varlen_rnn::simt {
 
+// shfl.sync.idx: that lane's value
+VARLEN_RNN_DEVICE uint32_t shuffle(uint32_t v, int lane) {
+  return __shfl_sync(0xffffffffu, v, lane);
+}
 // shfl.sync.bfly
 VARLEN_RNN_DEVICE uint32_t shuffle_xor(uint32_t v, unsigned mask) {
   return __shfl_xor_sync(0xffffffffu, v, static_cast<int>(mask));
