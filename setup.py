@@ -37,7 +37,9 @@ EXTENSION = "VARLEN_RNN_EXTENSION"
 CUDA = "VARLEN_RNN_CUDA"
 ARCHS = "VARLEN_RNN_CUDA_ARCHS"
 NATIVE = "native"
-# Every generation from Turing on, which is the oldest that CUDA 13 compiles for.
+# Every generation from Turing on, which is the oldest that CUDA 13 compiles for. None needs to have
+# been seen: whatever runs on a GPU, machine code or PTX that its driver compiles, is checked there
+# where it is used first (varlen_rnn/ops/self_check.py).
 DEFAULT_ARCHS = (75, 80, 86, 89, 90, 100, 120)
 # The first that assembles st.async, by which the blocks of a cluster exchange states (PTX 8.1).
 OLDEST_NVCC = (12, 1)

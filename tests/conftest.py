@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 import zlib
 from collections.abc import Iterator
 
@@ -62,6 +63,15 @@ def fallback_warning_is_over() -> None:
     if not HAS_EXTENSION:
         with pytest.warns(RuntimeWarning, match="the plain PyTorch reference runs instead"):
             extension.warn_once()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unproven_warning_is_over() -> None:
+    """The same of the first call on a GPU."""
+    if extension.CUDA_UNAVAILABLE is None and torch.cuda.is_available():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            extension.warn_unproven()
 
 
 @pytest.fixture(autouse=True)

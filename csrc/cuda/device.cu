@@ -1,3 +1,7 @@
+#include <map>
+#include <mutex>
+#include <new>
+
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
 
@@ -9,6 +13,11 @@ simt::Device device_properties(int index) { return simt::device_properties(index
 
 void use_device(int) {}
 bool is_capturing(void*) { return emulator::settings().is_capturing; }
+
+WaitStatus* wait_status(int, bool) {
+  static WaitStatus of_device[2];
+  return of_device;
+}
 
 #else
 
@@ -32,9 +41,28 @@ std::string why_not_on(int index) {
 
 bool is_capturing(void* stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  simt::check(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status),
-              "cudaStreamIsCapturing");
+  const cudaError_t error = cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status);
+  // Asked of the legacy stream while a stream that waits for it captures: not of this one.
+  if (simt::is_answer(error, {cudaErrorStreamCaptureImplicit})) return false;
+  simt::check(error, "cudaStreamIsCapturing");
   return status != cudaStreamCaptureStatusNone;
+}
+
+WaitStatus* wait_status(int index, bool make) {
+  static std::mutex mutex;
+  static std::map<int, WaitStatus*> all;
+  const std::lock_guard<std::mutex> lock(mutex);
+  WaitStatus*& status = all[index];
+  if (status != nullptr || !make) return status;
+  // As torch does around its allocations: what is being captured, by whomever, stays valid.
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  simt::check(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode");
+  void* memory = nullptr;
+  const cudaError_t error =
+      cudaHostAlloc(&memory, 2 * sizeof(WaitStatus), cudaHostAllocPortable | cudaHostAllocMapped);
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  simt::check(error, "cudaHostAlloc");
+  return status = new (memory) WaitStatus[2]();  // the same address on the device
 }
 
 #endif

@@ -21,6 +21,10 @@ void use_device(int index);
 std::string why_not_on(int index);
 // Whether work on a stream is being recorded for a CUDA graph, so that nobody may wait for it.
 bool is_capturing(void* stream);
+// What kernels leave where a wait had no end, in memory that a device and the host see, zeros at first:
+// for calls, and behind it for calls whose path is forced. One a device; null if there is none yet and
+// none is to be made.
+WaitStatus* wait_status(int index, bool make);
 
 // plan.cu
 void make_plan(const Plan& p, void* stream);

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "cuda/kernels.h"
+#include "cuda/python_self_check.h"
 #include "cuda/python_settings.h"
 
 namespace py = pybind11;
@@ -41,6 +42,7 @@ std::string compiled_for() {
 // Whatever calls and settings share is atomic or behind a lock.
 PYBIND11_MODULE(_C_cuda, m, py::mod_gil_not_used()) {
   varlen_rnn::cuda::define_settings(m);
+  varlen_rnn::cuda::define_self_check(m);
   m.def("compiled_for", &compiled_for);
   m.def("device", &device);
   m.def("why_not_on", &varlen_rnn::cuda::why_not_on, py::arg("device"));

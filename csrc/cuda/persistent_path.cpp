@@ -4,14 +4,20 @@
 #include <tuple>
 
 #include "cuda/layer.h"
+#include "cuda/self_check.h"
 #include "cuda/settings.h"
 
 namespace varlen_rnn::cuda {
+namespace {
 
-Settings& settings() {
-  static Settings all;
-  return all;
+// There is no team for a call whose path is forced.
+void expect_none_is_forced() {
+  STD_TORCH_CHECK(forced().path != Path::kPersistent,
+                  "varlen_rnn: force_path must be \"persistent\" only where a team fits the layer, "
+                  "got a layer without one");
 }
+
+}  // namespace
 
 #if VARLEN_RNN_PERSISTENT
 
@@ -57,14 +63,14 @@ Choice choose(const Problem& problem, Dtype dtype, int32_t device, int wanted) {
   return {};
 }
 
-Choice choice_of(const Layer& layer, bool is_backward, int32_t device) {
+Choice fitting_choice(const Layer& layer, bool is_backward, int32_t device) {
   const Dtype dtype = layer.call.dtype;
   const bool fits = dtype == Dtype::kBFloat16 || dtype == Dtype::kFloat16 ||
                     (dtype == Dtype::kFloat32 && layer.allow_tf32);
   const DeviceLayout& l = layer.layout.layout;
   // Turns, and where they lie, are int32.
   const int64_t most = std::max(layer.call.num_directions * l.num_tokens, l.num_flat_rows);
-  if (!settings().persistent || !fits || most >= INT32_MAX || layer.projected()) return {};
+  if (!fits || most >= INT32_MAX || layer.projected()) return {};
   const Problem problem{layer.is_lstm, is_backward, layer.call.hidden_size,
                         dtype == Dtype::kFloat32 ? 4 : 2};
   const int wanted = settings().cluster_size;
@@ -81,6 +87,26 @@ Choice choice_of(const Layer& layer, bool is_backward, int32_t device) {
   return choices[key] = choose(problem, dtype, device, wanted);
 }
 
+Choice choice_of(const Layer& layer, bool is_backward, int32_t device, void* stream) {
+  const Path path = forced().path;
+  if (path == Path::kGeneric) return {};
+  if (path == Path::kPersistent) {
+    const Choice choice = fitting_choice(layer, is_backward, device);
+    if (choice.active_clusters == 0) expect_none_is_forced();
+    return choice;
+  }
+  check_waits(device);
+  if (!settings().persistent) return {};
+  const Choice choice = fitting_choice(layer, is_backward, device);
+  if (choice.active_clusters == 0) return {};
+  const Team& team = choice.team;
+  const Configuration configuration{device,           layer.is_lstm,          is_backward,
+                                    layer.call.dtype, layer.call.hidden_size, team.cluster_size,
+                                    team.variant};
+  if (!is_trusted(configuration, stream)) return {};
+  return choice;
+}
+
 // The plan's arrays, and teams for each direction: as many as the device holds at a time, and no more
 // than there are segments.
 struct PlanTensors {
@@ -94,8 +120,9 @@ struct PlanTensors {
         turns(chain_start) {
     const DeviceLayout& l = layer.layout.layout;
     const int64_t D = layer.call.num_directions;
-    const int64_t teams =
+    int64_t teams =
         std::max<int64_t>(1, std::min<int64_t>(choice.active_clusters / D, l.num_segments));
+    if (forced().max_teams > 0) teams = std::min<int64_t>(teams, forced().max_teams);
     const int64_t longest_chain = ceil_div(l.num_tokens, teams * kSlots) + l.num_steps;
     const int64_t capacity = std::min(l.num_tokens, teams * longest_chain);
     load = ints(layer, teams * kSlots);
@@ -127,7 +154,7 @@ struct AlignedWeights {
                   aligned(layer.weight(layer.call.num_directions - 1, kWeightHh))} {}
 };
 
-void fill_in(const Layer& layer, const Choice& choice, const PlanTensors& plan,
+void fill_in(const Layer& layer, const Choice& choice, int32_t device, const PlanTensors& plan,
              const AlignedWeights& weights, Persistent& p) {
   p.team = choice.team;
   p.num_directions = plan.plan.num_directions;
@@ -141,17 +168,22 @@ void fill_in(const Layer& layer, const Choice& choice, const PlanTensors& plan,
   for (int64_t d = 0; d < layer.call.num_directions; ++d) {
     p.weight_hh[d] = device_pointer(weights.weight_hh[d]);
   }
+  p.wait_limit = static_cast<int64_t>(settings().wait_limit_s * 1e9);
+  p.status = wait_status(device, /*make=*/true) + (forced().path != Path::kAny);
+#ifdef VARLEN_RNN_EMULATE
+  emulator::register_memory(p.status, sizeof(*p.status));
+#endif
 }
 
 }  // namespace
 
 bool run_persistent(const Layer& layer, const ForwardTensors& t, int32_t device, void* stream) {
-  const Choice choice = choice_of(layer, /*is_backward=*/false, device);
+  const Choice choice = choice_of(layer, /*is_backward=*/false, device, stream);
   if (choice.active_clusters == 0) return false;
   const PlanTensors plan(layer, choice, stream);
   const AlignedWeights weights(layer);
   PersistentForward p{};
-  fill_in(layer, choice, plan, weights, p);
+  fill_in(layer, choice, device, plan, weights, p);
   const OptionalTensor h_0 = aligned(t.h_0), c_0 = aligned(t.c_0);
   const Tensor inputs = aligned(t.inputs);
   const int64_t H = layer.call.hidden_size;
@@ -173,12 +205,12 @@ bool run_persistent(const Layer& layer, const ForwardTensors& t, int32_t device,
 }
 
 bool run_persistent(const Layer& layer, const BackwardTensors& t, int32_t device, void* stream) {
-  const Choice choice = choice_of(layer, /*is_backward=*/true, device);
+  const Choice choice = choice_of(layer, /*is_backward=*/true, device, stream);
   if (choice.active_clusters == 0) return false;
   const PlanTensors plan(layer, choice, stream);
   const AlignedWeights weights(layer);
   PersistentBackward p{};
-  fill_in(layer, choice, plan, weights, p);
+  fill_in(layer, choice, device, plan, weights, p);
   const OptionalTensor d_out = aligned(t.d_out), d_h_n = aligned(t.d_h_n);
   const OptionalTensor d_c_n = aligned(t.d_c_n), d_cells = aligned(t.d_cells);
   const OptionalTensor h_0 = aligned(t.h_0), c_0 = aligned(t.c_0), cells = aligned(t.cells);
@@ -202,8 +234,14 @@ bool run_persistent(const Layer& layer, const BackwardTensors& t, int32_t device
 
 #else  // no architecture of this build has clusters
 
-bool run_persistent(const Layer&, const ForwardTensors&, int32_t, void*) { return false; }
-bool run_persistent(const Layer&, const BackwardTensors&, int32_t, void*) { return false; }
+bool run_persistent(const Layer&, const ForwardTensors&, int32_t, void*) {
+  expect_none_is_forced();
+  return false;
+}
+bool run_persistent(const Layer&, const BackwardTensors&, int32_t, void*) {
+  expect_none_is_forced();
+  return false;
+}
 
 #endif
 

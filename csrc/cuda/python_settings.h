@@ -2,6 +2,10 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <string>
 
 #include "cuda/settings.h"
 
@@ -14,11 +18,30 @@ void define_setting(pybind11::class_<Settings>& type, const char* name) {
       [](Settings& all, T value) { (all.*field).store(value); });
 }
 
+// None, "persistent" or "generic".
+inline std::optional<std::string> forced_path(const Settings&) {
+  if (forced().path == Path::kAny) return {};
+  return forced().path == Path::kPersistent ? "persistent" : "generic";
+}
+inline void force_path(const Settings&, const std::optional<std::string>& path) {
+  if (path && *path != "persistent" && *path != "generic") {
+    throw pybind11::value_error("force_path must be \"persistent\", \"generic\" or None, got \"" +
+                                *path + "\"");
+  }
+  forced().path = !path ? Path::kAny : *path == "persistent" ? Path::kPersistent : Path::kGeneric;
+}
+
 inline void define_settings(pybind11::module_& m) {
   // module_local: _C_cuda and the tests' _emulated may be in one process.
   pybind11::class_<Settings> type(m, "Settings", pybind11::module_local());
   define_setting<bool, &Settings::persistent>(type, "persistent");
   define_setting<int, &Settings::cluster_size>(type, "cluster_size");
+  define_setting<bool, &Settings::self_check>(type, "self_check");
+  define_setting<double, &Settings::wait_limit_s>(type, "wait_limit_s");
+  type.def_property("force_path", &forced_path, &force_path);
+  type.def_property(
+      "force_max_teams", [](const Settings&) { return forced().max_teams; },
+      [](const Settings&, int teams) { forced().max_teams = teams; });
 #ifdef VARLEN_RNN_EMULATE
   define_setting<bool, &Settings::layouts_on_device>(type, "layouts_on_device");
 #endif

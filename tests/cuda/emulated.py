@@ -46,6 +46,7 @@ def configure(
     seed: int = 1,
     limits: tuple[int, int] = HOPPER,
     is_capturing: bool = False,
+    self_check: bool = False,
 ) -> None:
     """How ops run from now on: on which path, and on which machine.
 
@@ -54,6 +55,7 @@ def configure(
     settings, machine = _emulated.settings(), _emulated.machine()
     settings.persistent, settings.cluster_size = persistent, cluster_size
     settings.layouts_on_device = on_device
+    settings.self_check = self_check
     machine.active_clusters, machine.seed = clusters, seed
     machine.is_capturing = is_capturing
     machine.device.max_shared_bytes, machine.device.max_cluster_size = limits

@@ -84,6 +84,22 @@ def test_build_info_says_why_the_extension_is_not_in_use() -> None:
 
 
 @needs_extension
+def test_the_cuda_kernels_can_be_turned_off_by_themselves() -> None:
+    code = "import varlen_rnn; i = varlen_rnn.build_info(); print(i['extension'], i['cuda'])"
+    expected = ["True VARLEN_RNN_DISABLE_CUDA is set"]
+    assert output_of(code, VARLEN_RNN_DISABLE_CUDA="1") == expected
+    assert output_of(code, VARLEN_RNN_DISABLE_CUDA="0") != expected
+
+
+@needs_extension
+@pytest.mark.parametrize(("value", "on"), [(None, True), ("", True), ("1", True), ("0", False)])
+def test_the_switch_of_the_self_check(value: str | None, on: bool) -> None:
+    code = "from varlen_rnn.runtime import extension; print(extension.CUDA_SELF_CHECK)"
+    environment = {} if value is None else {"VARLEN_RNN_CUDA_SELF_CHECK": value}
+    assert output_of(code, **environment) == [str(on)]
+
+
+@needs_extension
 def test_build_info_says_what_was_compiled_and_what_is_in_use(every_isa: str) -> None:
     info = varlen_rnn.build_info()
     assert info["extension"] is True

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import varlen_rnn
 from varlen_rnn.layout import forms
+from varlen_rnn.ops import self_check
 from varlen_rnn.runtime import extension
 
 both_cells = pytest.mark.parametrize("cell", CELLS)
@@ -256,6 +257,9 @@ def _cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     kernels = SimpleNamespace(why_not_on=why_not_on)
     monkeypatch.setattr(varlen_rnn, "_C_cuda", kernels, raising=False)
     monkeypatch.setattr(extension, "CUDA_UNAVAILABLE", None)
+    monkeypatch.setattr(extension, "CUDA_SELF_CHECK", False)
+    monkeypatch.setattr(extension, "_said_unproven", True)
+    monkeypatch.setattr(self_check, "_trusted", {})
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     extension._runs_on.cache_clear()
@@ -336,10 +340,15 @@ def test_a_full_batch_on_cuda_without_kernels_does_not_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The reference reads how many rows each step has, so that stays on the CPU."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(extension, "CUDA_UNAVAILABLE", "the test says so")
+    extension._runs_on.cache_clear()
+    said = r"not in use on cuda:0 \(the test says so\); the plain PyTorch reference runs"
     with FakeTensorMode():
         x = torch.empty(2, 4, 3, device="cuda")
-        layout = forms.read("test", x, (None,) * 4, False, True).layout
+        with pytest.warns(RuntimeWarning, match=said):
+            layout = forms.read("test", x, (None,) * 4, False, True).layout
+    extension._runs_on.cache_clear()
     assert layout.batch_sizes.is_cpu
     assert layout.reverse.is_cuda
     assert layout.initial_row.is_cuda

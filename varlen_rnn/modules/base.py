@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from varlen_rnn import ops
 from varlen_rnn.layout import Layout, forms, hints
 from varlen_rnn.layout.checks import failure
 from varlen_rnn.layout.errors import InputShapeError, InputTypeError
 from varlen_rnn.modules import onnx
 from varlen_rnn.modules.rnn_module import RNNModule
 from varlen_rnn.ops import direct
-from varlen_rnn.runtime import extension
 from varlen_rnn.runtime.tracing import in_jit_trace, unseen
 
 
@@ -98,7 +98,7 @@ class VarLenRNNBase(RNNModule):
             if batch.unbatched:
                 states = tuple([s.unsqueeze(1) for s in states])
         arrays = batch.layout
-        if not extension.runs(batch.x):
+        if not ops.runs(self.mode.lower(), batch.x):
             if in_jit_trace():
                 raise NotImplementedError(
                     f"{name}: torch.jit.trace needs compiled kernels, whose graph takes any size, "

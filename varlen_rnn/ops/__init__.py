@@ -22,10 +22,18 @@ from torch import Tensor
 
 from varlen_rnn import reference
 from varlen_rnn.layout import Layout
-from varlen_rnn.ops import fake
+from varlen_rnn.ops import fake, self_check
 from varlen_rnn.ops.cells import GRU, LSTM, Tensors, by_kind
 from varlen_rnn.runtime import extension
 from varlen_rnn.runtime.tracing import in_jit_trace
+
+
+def runs(cell: str, x: Tensor) -> bool:
+    """Whether a compiled op of this cell runs: :func:`varlen_rnn.runtime.extension.runs`.
+
+    And on CUDA not one that a self-check has found wrong.
+    """
+    return extension.runs(x) and (x.is_cpu or self_check.trusts(x.device, cell, x.dtype))
 
 
 def lstm(
@@ -43,7 +51,7 @@ def lstm(
     every cell state, ``[R, D * H]``.
     """
     args: tuple[Any, ...] = (x, h_0, c_0, *weights, *_arguments(layout, x))
-    if not extension.runs(x):
+    if not runs("lstm", x):
         args = (x, h_0, c_0, *by_kind(weights), layout)
         out, h_n, c_n, *cells = LSTM.reference(*args, output_cells=output_states)
     elif output_states or _needs_gradient(x, h_0, c_0, *weights):
@@ -60,7 +68,7 @@ def gru(x: Tensor, h_0: Tensor | None, weights: Tensors, layout: Layout) -> tupl
 
     ``weights`` are those of :func:`lstm` without ``weight_hr``.
     """
-    if not extension.runs(x):
+    if not runs("gru", x):
         out, h_n = GRU.reference(x, h_0, *by_kind(weights), layout)
         return out, h_n
     args = (x, h_0, *weights, *_arguments(layout, x))
@@ -102,3 +110,5 @@ def _arguments(layout: Layout, x: Tensor) -> tuple[Tensor | int | None, ...]:
 
 if extension.UNAVAILABLE is None:
     fake.register()
+if extension.CUDA_UNAVAILABLE is None:
+    self_check.register()

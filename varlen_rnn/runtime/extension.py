@@ -14,7 +14,18 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 DISABLE = "VARLEN_RNN_DISABLE_EXTENSION"
+DISABLE_CUDA = "VARLEN_RNN_DISABLE_CUDA"
 CPU_ISA = "VARLEN_RNN_CPU_ISA"
+# Whether CUDA kernels are checked where they are used first (varlen_rnn/ops/self_check.py).
+CUDA_SELF_CHECK = os.environ.get("VARLEN_RNN_CUDA_SELF_CHECK") != "0"
+# The GPUs that results are committed of in benchmarks/results, by name: there the kernels have run.
+PROVEN_ON: tuple[str, ...] = ()
+# What the checks of the generic path found so far, a line each.
+VERDICTS: list[str] = []
+
+
+def _is_set(switch: str) -> bool:
+    return os.environ.get(switch, "0") not in ("", "0")
 
 
 def _load() -> str | None:
@@ -23,7 +34,7 @@ def _load() -> str | None:
     Raises:
         ValueError: VARLEN_RNN_CPU_ISA names an instruction set that is not there.
     """
-    if os.environ.get(DISABLE, "0") not in ("", "0"):
+    if _is_set(DISABLE):
         return f"{DISABLE} is set"
     try:
         _C: Any = importlib.import_module("varlen_rnn._C")
@@ -48,6 +59,8 @@ def _load_cuda() -> str | None:
     That starts no driver and makes no context: a process that forks later can use CUDA in its
     children.
     """
+    if _is_set(DISABLE_CUDA):
+        return f"{DISABLE_CUDA} is set"
     try:
         importlib.import_module("varlen_rnn._C_cuda")
     except ModuleNotFoundError:
@@ -90,9 +103,7 @@ def supports_cuda(device: torch.device) -> bool:
     The first call for a device asks the driver, and warns if there are none for it alone.
     """
     # torch for ROCm calls its devices cuda, too.
-    if CUDA_UNAVAILABLE is not None or torch.version.cuda is None:
-        return False
-    return _runs_on(device)
+    return torch.version.cuda is not None and _runs_on(device)
 
 
 # So torch.compile takes the answer as a constant, and does not trace what asks the driver. This is
@@ -102,10 +113,7 @@ supports_cuda._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 @functools.cache
 def _runs_on(device: torch.device) -> bool:
-    from varlen_rnn import _C_cuda
-
-    with torch.cuda.device(device):  # and back, without a context on a device that has none
-        reason = _C_cuda.why_not_on(device.index)
+    reason = CUDA_UNAVAILABLE or _why_not_on(device)
     if reason:
         warnings.warn(
             f"varlen_rnn: the CUDA kernels are not in use on {device} ({reason}); "
@@ -114,6 +122,32 @@ def _runs_on(device: torch.device) -> bool:
             stacklevel=2,
         )
     return not reason
+
+
+def _why_not_on(device: torch.device) -> str:
+    from varlen_rnn import _C_cuda
+
+    with torch.cuda.device(device):  # and back, without a context on a device that has none
+        return _C_cuda.why_not_on(device.index)
+
+
+def warn_unproven() -> None:
+    """Says, the first time only, that no results of a GPU are there, unless some are."""
+    global _said_unproven
+    if PROVEN_ON or _said_unproven:
+        return
+    _said_unproven = True
+    check = "" if CUDA_SELF_CHECK else "not "
+    warnings.warn(
+        "varlen_rnn: the CUDA kernels have not been proven on a GPU yet, only in an emulator; they "
+        f"are {check}checked where they are used first. {DISABLE_CUDA}=1 turns them off. Please "
+        "run `make gpu-check` in a clone of the repository, and report what it says",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+_said_unproven = False
 
 
 @functools.cache
@@ -137,7 +171,10 @@ def build_info() -> dict[str, object]:
         with, ``compiler``, and ``cuda``: one line on the CUDA kernels, such as ``"compiled for
         sm_80, sm_90 by nvcc 13.0.88 with runtime 13.0; no device (torch is built without CUDA)"``,
         the name of torch's current device in place of the last part, or ``"not compiled"``. To say
-        the device, it starts the CUDA driver where torch is built with CUDA.
+        the device, it starts the CUDA driver where torch is built with CUDA. With CUDA kernels also
+        ``cuda_self_check``: ``"on"`` or ``"off"`` (``VARLEN_RNN_CUDA_SELF_CHECK=0``), and
+        ``cuda_verdicts``: a line for what was checked so far, such as ``"cuda:0, lstm, bfloat16, H
+        = 256, forward pass, teams of 4 blocks: good"``.
 
     Example:
         >>> import varlen_rnn
@@ -151,7 +188,13 @@ def build_info() -> dict[str, object]:
         return {**info, "reason": UNAVAILABLE}
     from varlen_rnn import _C
 
-    return {**info, **_C.build_info(), "cuda": CUDA_UNAVAILABLE or _cuda_info()}
+    info |= {**_C.build_info(), "cuda": CUDA_UNAVAILABLE or _cuda_info()}
+    if CUDA_UNAVAILABLE is not None:
+        return info
+    from varlen_rnn import _C_cuda
+
+    check = "on" if CUDA_SELF_CHECK else "off"
+    return {**info, "cuda_self_check": check, "cuda_verdicts": [*VERDICTS, *_C_cuda.verdicts()]}
 
 
 def _cuda_info() -> str:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
@@ -54,6 +55,8 @@ inline Device device_properties(int /*index*/) { return emulator::settings().dev
 template <class P>
 void launch(const Launch& launch, void (*kernel)(P), const P& params) {
   emulator::check_launch(launch);
+  static std::mutex one_at_a_time;  // of whichever thread's
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
   emulator::Machine& machine = emulator::machine();
   if (machine.random.seed() != emulator::settings().seed) {
     machine.random = emulator::Random(emulator::settings().seed);

@@ -44,6 +44,12 @@ inline Counters& counters() {
   return counters;
 }
 
+// What every matrix instruction adds to its first result: no fault of a kernel's, but one of hardware.
+inline float& mma_error() {
+  static float error = 0;
+  return error;
+}
+
 // The line of kernel code that called a wrapper: the default argument of its last parameter.
 struct Site {
   const char* file;

@@ -62,8 +62,9 @@ class GlobalMemory {
   size_t last_ = 0;              // where the last access was found
 };
 
+// That of a thread's op.
 inline GlobalMemory& global_memory() {
-  static GlobalMemory memory;
+  static thread_local GlobalMemory memory;
   return memory;
 }
 inline void register_memory(const void* begin, size_t bytes) {

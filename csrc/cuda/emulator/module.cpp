@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cuda/launch.cuh"
+#include "cuda/python_self_check.h"
 #include "cuda/python_settings.h"
 #include "cuda/team.h"
 
@@ -47,6 +48,7 @@ auto variants(bool is_backward) {
 
 PYBIND11_MODULE(_emulated, m) {
   cuda::define_settings(m);
+  cuda::define_self_check(m);
   // module_local: _C_cuda in the same process has types of these names.
   py::class_<Device>(m, "Device", py::module_local())
       .def_readwrite("major", &Device::major)
@@ -59,6 +61,9 @@ PYBIND11_MODULE(_emulated, m) {
       .def_readwrite("device", &emulator::Settings::device)
       .def_readwrite("active_clusters", &emulator::Settings::active_clusters)
       .def_readwrite("is_capturing", &emulator::Settings::is_capturing)
+      .def_property(
+          "mma_error", [](const emulator::Settings&) { return emulator::mma_error(); },
+          [](emulator::Settings&, float error) { emulator::mma_error() = error; })
       .def_readwrite("waits_expire", &emulator::Settings::waits_expire)
       .def_readwrite("lose_completion", &emulator::Settings::lose_completion);
   py::class_<cuda::Team>(m, "Team", py::module_local())
