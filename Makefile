@@ -174,7 +174,7 @@ test-mutants: test-emulator  ## plant faults in the CUDA kernels, each of which 
 	$(BIN)/python tests/cuda/mutants.py
 
 test-cuda-build: $(TOOLS) $(INSTALLED)  ## hold the CUDA kernels to no spills and to the registers of their launch bounds
-	$(BIN)/python csrc/cuda/check_resources.py check
+	$(BIN)/python tools/gpu/check_resources.py check
 
 # From clean folders, or the wheel would hold modules that are no longer there.
 wheel: $(TOOLS)  ## build a wheel for this Python, and every torch from 2.10 on, into dist/, and audit it
@@ -185,10 +185,14 @@ wheel: $(TOOLS)  ## build a wheel for this Python, and every torch from 2.10 on,
 test-wheel: wheel  ## install the wheel in a clean environment, and run a short list of tests there
 	$(BIN)/python tests/wheel/clean_environment.py dist/*.whl $(TORCHES)
 
+# Of the other Python only its headers count, and of torch nothing but that it is 2.10 or newer.
+gpu-prebuild: $(BUILD_TOOLS)  ## build what gpu-check runs, with no GPU (ARGS="--python python3.12 --arch 90")
+	$(BIN)/python -m tools.gpu.prebuild $(ARGS)
+
 # PYTHONPATH counts here: it may hold packages that the machine's Python lacks.
 gpu-check: export PYTHONPATH := $(PYTHONPATH)
-gpu-check:  ## on a machine with an NVIDIA GPU: build, test, calibrate and time (ARGS="--quick --parts build,tests")
-	$(PYTHON) -m tools.gpu_check $(if $(OUT),--output '$(OUT)') $(ARGS)
+gpu-check:  ## on a machine with an NVIDIA GPU: test, calibrate, time: 400 s (ARGS=--dry-run: on the CPU)
+	$(PYTHON) -m tools.gpu.check $(if $(OUT),--output '$(OUT)') $(ARGS)
 
 bench: ready  ### run the short benchmarks (ARGS=--full: all of them)
 	$(call step,$(TOOLS),Installing all other tools)
@@ -212,7 +216,7 @@ lint: $(TOOLS)  ## check format, types and forbidden includes and flags; changes
 format: $(TOOLS)  ## rewrite Python and C++ files in the project's format
 	$(BIN)/ruff check --fix --exit-zero --quiet .
 	$(BIN)/ruff format .
-	git ls-files --cached --others --exclude-standard 'csrc/*' 'tests/cpp/*' 'benchmarks/cuda/*' | \
+	git ls-files --cached --others --exclude-standard 'csrc/*' 'tests/cpp/*' 'tools/gpu/cuda/*' | \
 	  grep -E '\.(cpp|h|cu|cuh)$$' | xargs $(BIN)/clang-format -i
 
 clean:  ## remove everything built, but not .venv
@@ -265,4 +269,5 @@ $(PACKAGES_INSTALLED): $(PACKAGES_TORCH) benchmarks/packages/requirements.txt
 
 .PHONY: help build ready demo demo-names demo-ppo demo-distributed demo-streaming tools check test test-sanitizer \
   test-math test-arm test-compilers test-pythons test-emulator \
-  test-mutants test-cuda-build wheel test-wheel test-packages gpu-check bench bench-steps docs lint format clean
+  test-mutants test-cuda-build wheel test-wheel test-packages gpu-prebuild \
+  gpu-check bench bench-steps docs lint format clean

@@ -184,6 +184,7 @@ def _onnxruntime(batch: Batch) -> Prepared:
 PEERS: dict[str, Prepare] = {
     **{peer: _layer(OUR_MODULES, form) for form, peer in FORM_PEERS.items()},
     **{peer: _layout(form) for form, peer in LAYOUT_PEERS.items()},
+    "varlen_rnn full": _layer(OUR_MODULES, "full"),
     "varlen_rnn without resets": _without_resets,
     "nn padded": _layer(TORCH_MODULES, "padded"),
     "nn packed": _layer(TORCH_MODULES, "packed"),
@@ -202,4 +203,6 @@ def unavailable(name: str, workload: Workload, device: str) -> str | None:
         return "does one step only"
     if name == "nn step loop" and workload.reset_probability is None:
         return "is for batches with resets"
+    if name == "varlen_rnn full" and workload.distribution != "full":
+        return "is for rows that are full"
     return onnx_graph.unavailable(workload, device) if name == "onnxruntime" else None

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks import grid, headline, report
+from benchmarks import graphs, grid, headline, report
 from benchmarks.environment import ROOT, describe
 from benchmarks.measure import Budget, cuda_clock, host_clock, interleave
 from benchmarks.peers import PEERS, Prepared, unavailable
@@ -74,14 +74,21 @@ def is_green(device_type: str) -> bool:
     return green
 
 
-def compare_results(workload: Workload, prepared: Mapping[str, Prepared]) -> None:
-    """Calls every peer that has results; raises `ResultsDiffer` unless all agree with ours."""
+def compare_results(
+    workload: Workload,
+    prepared: Mapping[str, Prepared],
+    captured: Mapping[str, graphs.Captured] | None = None,
+) -> None:
+    """Calls every peer that has results; raises `ResultsDiffer` unless all agree with ours.
+
+    With ``captured``, holds what these graphs left behind to that instead.
+    """
     tolerance = TOLERANCES[workload.dtype]
     expected = prepared[OURS].results(prepared[OURS].call())
     for name, peer in prepared.items():
-        if peer.results is None:
+        if peer.results is None or (captured is not None and name not in captured):
             continue
-        got = peer.results(peer.call())
+        got = peer.results(captured[name].results if captured is not None else peer.call())
         for what, truth in expected.items():
             if truth.element_size() == 2 and what not in COMPARED_IN_16_BITS:
                 continue
@@ -115,6 +122,16 @@ def _matrix_product(dtype: torch.dtype, device: str) -> tuple[Callable[[], objec
     return call, 2 * size**3
 
 
+def device_times(
+    workload: Workload, prepared: Mapping[str, Prepared], budget: Budget
+) -> dict[str, dict[str, object]]:
+    """What the GPU alone takes for each peer, after a look at what its graph computes."""
+    calls = {name: peer.call for name, peer in prepared.items()}
+    captured, reasons = graphs.capture_all(calls)
+    compare_results(workload, prepared, captured)
+    return graphs.kernel_times(calls, captured, budget, reasons=reasons)
+
+
 def run_workload(workload: Workload, budget: Budget, device: str) -> Record:
     """Compares the peers' results, then times them; what a JSON line says about the workload."""
     torch.set_num_threads(workload.threads)
@@ -130,17 +147,18 @@ def run_workload(workload: Workload, budget: Budget, device: str) -> Record:
         calls = {name: peer.call for name, peer in prepared.items()}
         clock = cuda_clock if on_cuda else host_clock
         timings = interleave({**calls, MM: multiply}, budget, clock)
+        on_device = device_times(workload, prepared, budget) if on_cuda else {}
     tokens, flops = int(batch.lengths.sum()), workload.flops()
     mm_gflops = mm_flops / timings[MM].summary()["median_s"] / 1e9
 
-    def figures(name: str) -> dict[str, float]:
-        summary = timings[name].summary()
+    def figures(name: str) -> dict[str, object]:
+        summary = {**timings[name].summary(), **on_device.get(name, {})}
         if prepared[name].results is None:
             return summary
-        gflops = flops / summary["median_s"] / 1e9
+        gflops = flops / timings[name].summary()["median_s"] / 1e9
         return {
             **summary,
-            "us_per_token": summary["median_s"] / tokens * 1e6,
+            "us_per_token": timings[name].summary()["median_s"] / tokens * 1e6,
             "gflops": gflops,
             "mm_share": gflops / mm_gflops,
         }

@@ -36,16 +36,21 @@ Label = Callable[[Record], str]
 def _table(
     records: Sequence[Record],
     label: tuple[str, Label],
-    value: Callable[[Record, Figures], float],
+    value: Callable[[Record, Figures], float | None],
     before: Mapping[str, Label] | None = None,
     after: Mapping[str, Label] | None = None,
 ) -> str:
     """A row a record: what it is, one number a peer that was timed in any, and how sure it is."""
     peers = list(dict.fromkeys(name for record in records for name in timed(record)))
     left, right = dict([label]) | dict(before or {}), {**(after or {}), "spread": spread_of}
+
+    def cell(record: Record, peer: str) -> str:
+        found = value(record, timed(record)[peer]) if peer in timed(record) else None
+        return "" if found is None else number(found)
+
     rows = [
         [make(r) for make in left.values()]
-        + [number(value(r, timed(r)[p])) if p in timed(r) else "" for p in peers]
+        + [cell(r, p) for p in peers]
         + [make(r) for make in right.values()]
         for r in records
     ]
@@ -128,16 +133,30 @@ def _resets(records: Sequence[Record], group: str) -> Section:
     return f"{_kind(records[0])}, {sizes}, by probability of a reset: ms", f"{text}without."
 
 
+def _times(record: Record, time: str) -> str:
+    speed = grid.speed(record, time)
+    return "" if speed is None else f"{speed:.2f} ×"
+
+
 def _grid(records: Sequence[Record], group: str) -> Section:
     after: dict[str, Label] = {
-        "speed": lambda r: f"{grid.speed(r):.2f} × {grid.peer(r)}",
+        "to": grid.peer,
+        "calls": lambda r: _times(r, "median_s"),
         "goal": lambda r: f"{grid.goal(r):g} ×",
-        "reached": lambda r: "yes" if grid.speed(r) >= grid.goal(r) else "no",
+        "reached": lambda r: "yes" if (grid.speed(r) or 0.0) >= grid.goal(r) else "no",
+        "GPU alone": lambda r: _times(r, "kernel_s"),
     }
     label = "H, B, T", lambda r: f"{r['H']}, {r['B']}, {r['T']}"
     rows = sorted(records, key=lambda r: (r["H"], r["B"], r["T"]))
-    text = _table(rows, label, lambda r, f: f["median_s"] / r["T"] * 1e6, before=VALID, after=after)
+
+    def step(time: str) -> Callable[[Record, Figures], float | None]:
+        return lambda r, f: f[time] / r["T"] * 1e6 if f.get(time) else None
+
+    text = _table(rows, label, step("median_s"), before=VALID, after=after)
     text += f"\n\n{grid.verdict(records)}."
+    if any("kernel_s" in figures for r in records for figures in timed(r).values()):
+        text += "\n\nThe GPU alone, by graphs that are replayed, or calls that were queued:\n\n"
+        text += _table(rows, label, step("kernel_s"), before=VALID)
     return f"{_kind(records[0])}: µs a step of the longest row", text
 
 

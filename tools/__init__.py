@@ -1,1 +1,1 @@
-"""Programs for whoever works on the project, on a machine with an NVIDIA GPU: `make gpu-check`."""
+"""Programs for whoever works on the project."""

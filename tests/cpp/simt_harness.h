@@ -24,7 +24,8 @@ class Buffer {
     data_ = static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t{64}));
     emulator::register_memory(data_, n * sizeof(T));
 #else
-    simt::check(cudaMallocManaged(&data_, n * sizeof(T)), "cudaMallocManaged");
+    // Not managed memory: pages that move could hide which side has not written yet.
+    simt::check(cudaHostAlloc(&data_, n * sizeof(T), cudaHostAllocMapped), "cudaHostAlloc");
 #endif
     std::memset(static_cast<void*>(data_), 0xff, n * sizeof(T));
   }
@@ -37,7 +38,7 @@ class Buffer {
 #ifdef VARLEN_RNN_EMULATE
     ::operator delete(data_, std::align_val_t{64});
 #else
-    cudaFree(data_);
+    cudaFreeHost(data_);
 #endif
   }
 

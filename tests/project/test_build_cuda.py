@@ -290,7 +290,7 @@ def test_the_binary_brings_its_cuda_runtime_and_links_no_other() -> None:
     assert os.fsencode(ROOT) not in binary.read_bytes()
 
 
-GATE = ROOT / "csrc" / "cuda" / "check_resources.py"
+GATE = ROOT / "tools" / "gpu" / "check_resources.py"
 KERNEL = """
 __global__ void {bounds} kernel(float* p) {{
   float values[96];

@@ -1,306 +1,221 @@
-"""What of `make gpu-check` can be tested without a GPU: its parts, its table, and its loops."""
+"""What of `make gpu-check` can be tested without a GPU: that it goes on, and what it says."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import runpy
+import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-import setuptools
 import torch
-from grid_lines import sample
+from helpers import child_environment
+
+from tools.gpu import check, prebuild, pytests, steps
+from tools.gpu.jobs import Ended, Job, Runner
+from tools.gpu.steps import Context, Step, Verdict
 
 ROOT = Path(__file__).parents[2]
-
-pytest.importorskip("tqdm", reason="the benchmarks show their progress with tqdm")
-pytest.importorskip("matplotlib", reason="the benchmarks plot with matplotlib")
-
-from benchmarks import grid, measure, run  # noqa: E402
-from tools import gpu_check, gpu_report, steps  # noqa: E402
-
-DEVICE = {"name": "Some GPU 80GB", "architecture": "90", "torch": "2.11.0"}
+SLEEP = "import time; time.sleep(60)"
 
 
-def test_the_tests_of_the_device_exist() -> None:
-    assert all((ROOT / test).is_file() for test in (*run.CUDA_TESTS, *gpu_check.DEVICE_TESTS))
+def python(code: str) -> list[str]:
+    return [sys.executable, "-S", "-c", code]
 
 
-def test_steps_are_differences(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "TURN_SECONDS", 1e-4)
-    monkeypatch.setattr(measure, "PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(steps, "BUDGET", measure.Budget(0.0, 2, 2))
-    lengths = (3, 6)
-    found = list(steps.costs("cpu", measure.host_clock, lengths=lengths, size=8, dtype="float32"))
-    assert [(r["cell"], r["peer"]) for r in found] == [
-        (cell, peer) for cell in ("lstm", "gru") for peer in grid.PEERS
-    ]
-    assert all({"what", "H", "B", "dtype", "us"} < r.keys() for r in found)
-
-
-CALIBRATION = (
-    {"what": "exchange", "cluster_size": 4, "blocks": 4, "ns": 200.0},
-    {"what": "exchange", "cluster_size": 4, "blocks": 120, "ns": 500.0},
-    {"what": "exchange", "cluster_size": 8, "blocks": 8, "ns": 900.0},
-    {"what": "step", "peer": "varlen_rnn packed", "cell": "lstm", "us": 0.9},
-    {"what": "step", "peer": "nn packed", "cell": "lstm", "us": 2.5},
-)
-
-
-def test_rules_are_held_against_measurements() -> None:
-    lines = [rule.line(CALIBRATION) for rule in gpu_report.RULES]
-    assert lines == [
-        "BROKEN        an exchange between 4 blocks: 0.5 µs, at most 0.4 µs; revisit the exchange",
-        "holds         a step of our LSTM at H = 256: 0.9 µs, at most 1.2 µs",
-        "BROKEN        a step of nn.LSTM on a PackedSequence: 2.5 µs, at least 3 µs; "
-        "lower all claims",
-    ]
-    assert all(rule.line([]).startswith("not measured") for rule in gpu_report.RULES)
+def lines(*records: dict[str, object]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
 
 
 @pytest.fixture
-def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device that is not there, and a copy of no tree."""
-    monkeypatch.setattr(gpu_check, "read_device", lambda: (DEVICE, []))
-    monkeypatch.setattr(gpu_check, "TREE", tmp_path / "tree")
-    monkeypatch.setattr(gpu_check, "copy_tree", lambda: None)
+def runner(tmp_path: Path) -> Iterator[Runner]:
+    found = Runner(tmp_path, tmp_path, dict(os.environ))
+    yield found
+    found.kill_all()
 
 
-def set_parts(monkeypatch: pytest.MonkeyPatch, **parts: Callable[[gpu_check.Check], str]) -> None:
-    for name, part in parts.items():
-        monkeypatch.setitem(gpu_check.PARTS, name, part)
+def run_jobs(
+    runner: Runner, *jobs: Job, at_a_time: int = 4, seconds: float = 30
+) -> dict[str, Ended]:
+    ended = runner.run(jobs, at_a_time, time.monotonic() + seconds)
+    return {e.job.name: e for e in ended}
 
 
-def test_a_part_that_fails_stops_no_other(
-    device: None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_programs_end_with_their_time(runner: Runner, tmp_path: Path) -> None:
+    child = f"import subprocess, sys; p = subprocess.Popen({python(SLEEP)}); print(p.pid, flush=1);"
+    ended = run_jobs(
+        runner,
+        Job("good", python("print('{\"a\": 1}'); print('{\"cut of')"), 20),
+        Job("bad", python("print('three failed'); raise SystemExit(3)"), 20),
+        Job("hangs", python(child + SLEEP), 2),
+        Job("absent", [tmp_path / "nothing"], 20),
+    )
+    assert {name: (e.passed, e.why) for name, e in ended.items()} == {
+        "good": (True, ""),
+        "bad": (False, "ended with status 3"),
+        "hangs": (False, "took more than 2 s"),
+        "absent": (False, "ended with status 1"),
+    }
+    assert ended["good"].records == [{"a": 1}]
+    assert ended["bad"].last_line == "three failed"
+    assert not is_running(int(ended["hangs"].last_line))
+
+
+def test_no_program_begins_when_the_time_is_up(runner: Runner) -> None:
+    jobs = [Job(name, python(SLEEP), 60) for name in ("first", "second")]
+    ended = run_jobs(runner, *jobs, at_a_time=1, seconds=0.5)
+    assert ended["first"].why.startswith("took more than")
+    assert ended["second"].why == "no time left"
+
+
+def pretend_steps(*programs: tuple[str, str]) -> dict[str, Step]:
+    """Steps that run these programs."""
+
+    def step(name: str, code: str) -> Step:
+        return Step(name, 3, 1, lambda context: [Job(name, python(code), 3)])
+
+    return {name: step(name, code) for name, code in programs}
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def breaks(context: Context, ended: Sequence[Ended]) -> Verdict:
+    raise KeyError("what")
+
+
+def run_check(tmp_path: Path, *options: str) -> tuple[int, str]:
+    """The status, and the page."""
+    out = tmp_path / "out"
+    status = check.main(
+        ["--dry-run", "--output", str(out), "--work", str(tmp_path / "work"), *options]
+    )
+    (page,) = out.glob("*-check.md")
+    return status, page.read_text()
+
+
+def test_a_step_that_fails_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handlers: None
 ) -> None:
-    def fails(check: gpu_check.Check) -> str:
-        return check.run(sys.executable, "-c", "print('three failed'); raise SystemExit(3)")
-
-    def hangs(check: gpu_check.Check) -> str:
-        return check.run(sys.executable, "-c", "import time; time.sleep(60)", seconds=0.5)
-
-    def breaks(check: gpu_check.Check) -> str:
-        raise KeyError("what")
-
-    def calibrates(check: gpu_check.Check) -> str:
-        lines = "".join(json.dumps(line) + "\n" for line in CALIBRATION)
-        check.file("-calibration.jsonl").write_text(lines)
-        return "5 measurements"
-
-    def times(check: gpu_check.Check) -> str:
-        assert not check.passed("tests")
-        check.file(".jsonl").write_text("".join(json.dumps(line) + "\n" for line in sample()))
-        return "4 workloads"
-
-    set_parts(monkeypatch, build=lambda check: check.run(sys.executable, "-c", "print('built')"))
-    set_parts(monkeypatch, wrappers=breaks, tests=fails, sanitizer=hangs)
-    set_parts(monkeypatch, calibrate=calibrates, bench=times)
-    assert gpu_check.main(["--output", str(tmp_path / "out")]) == 1
-    text = capsys.readouterr().out
-    verdicts = [line.split()[:2] for line in text.splitlines() if " s  " in line]
-    assert verdicts == [
-        ["build", "passed"],
-        ["wrappers", "FAILED"],
-        ["tests", "FAILED"],
-        ["calibrate", "passed"],
-        ["sanitizer", "FAILED"],
-        ["bench", "passed"],
+    number = json.dumps({"what": "exchange", "cluster_size": 4, "H": 256, "ns": 500.0})
+    monkeypatch.setattr(check, "copy_tree", lambda tree: (tree / "varlen_rnn").mkdir(parents=True))
+    chosen = pretend_steps(
+        ("fails", "print('three failed'); raise SystemExit(3)"),
+        ("hangs", SLEEP),
+        ("breaks", ""),
+        ("measures", f"print('{number}')"),
+    )
+    chosen["breaks"] = Step("breaks", 3, 1, chosen["breaks"].jobs, breaks)
+    monkeypatch.setattr(check, "BY_NAME", chosen)
+    monkeypatch.setattr(check, "STEPS", tuple(chosen.values()))
+    status, page = run_check(tmp_path, "--steps", ",".join(chosen))
+    assert status == 1
+    assert [row.split(" | ")[1] for row in page.splitlines() if row.startswith("| ")][2:6] == [
+        *("FAILED", "FAILED", "FAILED", "passed")
     ]
-    assert "ended with status 3: three failed" in text
-    assert "took more than" in text
-    assert "KeyError('what')" in text
-    assert "BROKEN        an exchange between 4 blocks: 0.5 µs" in text
-    assert "bfloat16, inference, uniform: 2 of 3 reach their goal" in text
-    assert "float16, inference, full: 1 of 1 reach their goal" in text
-    log = (tmp_path / "out" / "some-gpu-80gb-check.log").read_text()
-    assert "three failed" in log
-    assert "gpu-check on Some GPU 80GB, torch 2.11.0, commit" in log
+    assert "fails ended with status 3: three failed" in page
+    assert "hangs took more than 3 s" in page
+    assert "KeyError('what')" in page
+    assert "**BROKEN**: an exchange between 4 blocks at H = 256" in page
+    assert "## The end of fails.log" in page
+    (archive,) = (tmp_path / "out").glob("*-logs.zip")
+    with zipfile.ZipFile(archive) as logs:
+        assert b"three failed" in logs.read("fails.log")
+        assert len(logs.namelist()) == 4
+    (numbers,) = (tmp_path / "out").glob("*.jsonl")
+    assert json.loads(numbers.read_text())["step"] == "measures"
+    assert len(list((tmp_path / "out").iterdir())) == 3
 
 
-def test_parts_can_be_chosen(device: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[str] = []
-    for name in gpu_check.PARTS:
-        set_parts(monkeypatch, **{name: lambda check, name=name: ran.append(name) or ""})
-    options = ["--output", str(tmp_path / "out"), "--parts", "tests,build"]
-    assert gpu_check.main(options) == 0
-    assert ran == ["build", "tests"]
+def test_steps_can_be_chosen_and_have_to_exist(tmp_path: Path, handlers: None) -> None:
     with pytest.raises(SystemExit):
-        gpu_check.main(["--parts", "nothing"])
+        check.main(["--dry-run", "--steps", "nothing"])
+    status, page = run_check(tmp_path, "--steps", "clusters", "--limit", "-1")
+    assert status == 1
+    assert "| clusters | FAILED | 0 | no time left |" in page
+    assert "smoke" not in page
 
 
-@pytest.fixture
-def built(device: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the copy had been built."""
-    monkeypatch.setattr(gpu_check, "require_build", lambda check: "compiled for sm_90")
-
-
-@pytest.mark.parametrize(
-    ("part", "limit", "said"),
-    [
-        ("build", -1, "no time left for python"),
-        ("build", 3, "no time left for python"),
-        # The tables want 15 of these seconds.
-        ("bench", 18, "no time left for a workload and its tables"),
-    ],
-)
-def test_time_that_is_up_is_said(
-    built: None,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    part: str,
-    limit: int,
-    said: str,
-) -> None:
-    options = ["--output", str(tmp_path / "out"), "--parts", part, "--limit", str(limit)]
-    assert gpu_check.main(options) == 1
-    assert f"FAILED      0 s  {said}" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("count", "line"),
-    [(4, "bench      passed      0 s  4 workloads"), (0, "FAILED      0 s  no workload was timed")],
-)
-def test_a_bench_that_times_nothing_has_failed(
-    built: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int, line: str
-) -> None:
-    package = gpu_check.TREE / "benchmarks"
-    package.mkdir(parents=True)
-    lines = "".join(json.dumps(record) + "\n" for record in sample()[:count])
-    write = f"open(sys.argv[sys.argv.index('--output') + 1], 'w').write({lines!r})"
-    (package / "run.py").write_text(f"import sys; {write}")
-    (package / "report.py").touch()
-    options = ["--output", str(tmp_path / "out"), "--parts", "bench"]
-    assert gpu_check.main(options) == (0 if count else 1)
-    assert line in capsys.readouterr().out
-
-
-# As the real one: an error changes the status of a program that went well only if asked to.
-PRETEND_SANITIZER = """#!/bin/sh
-case "$2" in
-  racecheck) found={hazards}; what="RACECHECK SUMMARY: {hazards} hazards displayed" ;;
-  *) found={errors}; what="ERROR SUMMARY: {errors} errors" ;;
-esac
-{says} "========= $what"
-case "$*" in *--error-exitcode*) test $found = 0 || exit 9 ;; esac
+STOPPED = f"""
+import sys
+from tools.gpu import check
+from tools.gpu.jobs import Job
+from tools.gpu.steps import Step
+jobs = lambda context: [Job("hangs", [sys.executable, "-c", "{SLEEP}"], 60)]
+check.STEPS = tuple(Step(name, 60, 1, jobs) for name in ("hangs", "never"))
+check.BY_NAME = {{step.name: step for step in check.STEPS}}
+check.copy_tree = lambda tree: (tree / "varlen_rnn").mkdir(parents=True)
+sys.exit(check.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize(
-    ("hazards", "errors", "says", "verdict", "status"),
-    [
-        (0, 0, "echo", "passed", 0),
-        (2, 0, "echo", "FOUND", 0),
-        (0, 1, "echo", "FAILED", 1),
-        (2, 1, "echo", "FAILED", 1),
-        (0, 0, ":", "FAILED", 1),
-    ],
-    ids=["clean", "hazards", "errors", "both", "nothing-said"],
-)
-def test_hazards_are_to_be_read_and_errors_are_failures(
-    built: None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    hazards: int,
-    errors: int,
-    says: str,
-    verdict: str,
-    status: int,
-) -> None:
-    script = tmp_path / "compute-sanitizer"
-    script.write_text(PRETEND_SANITIZER.format(hazards=hazards, errors=errors, says=says))
-    script.chmod(0o755)
-    monkeypatch.setattr(gpu_check, "SANITIZER", str(script))
-    options = ["--output", str(tmp_path / "out"), "--parts", "sanitizer"]
-    assert gpu_check.main(options) == status
-    (line,) = (x for x in capsys.readouterr().out.splitlines() if " s  " in x)
-    assert line.split()[:2] == ["sanitizer", verdict]
-    read = "racecheck: 2 hazards displayed, to be read in some-gpu-80gb-check.log"
-    assert (read in line) == (hazards > 0)
-    assert line.count("no summary") == (0 if says == "echo" else 3)
+def test_whoever_stops_it_gets_a_page(tmp_path: Path) -> None:
+    options = ["--dry-run", "--steps", "hangs,never", "--output", tmp_path, "--work"]
+    with subprocess.Popen(
+        [sys.executable, "-c", STOPPED, *map(str, options), str(tmp_path / "work")], cwd=ROOT
+    ) as process:
+        log = tmp_path / "work" / "logs" / "hangs.log"
+        deadline = time.monotonic() + 30
+        while not log.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        process.terminate()
+        assert process.wait(timeout=20) == 128 + signal.SIGTERM
+    (page,) = tmp_path.glob("*-check.md")
+    assert "| hangs | FAILED |" in page.read_text()
+    assert "stopped from outside" in page.read_text()
+    assert "| never | not run |" in page.read_text()
 
 
-@pytest.mark.parametrize(
-    ("versions", "lacking", "there"),
-    [
-        ({"torch": "2.10.0a0", "setuptools": "76.1"}, "setuptools 77.0", "torch 2.10"),
-        ({"torch": "2.9.1", "setuptools": "80"}, "torch 2.10", "setuptools 77.0"),
-    ],
-)
-def test_a_package_that_is_too_old_is_lacking(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    versions: dict[str, str],
-    lacking: str,
-    there: str,
-) -> None:
-    monkeypatch.setattr(gpu_check, "version", versions.__getitem__)
-    assert gpu_check.main([]) == 2
-    (line,) = capsys.readouterr().out.splitlines()
-    assert f"{lacking} or newer (it has {versions[lacking.split()[0]]})" in line
-    assert there not in line
-
-
-PRETEND_NVCC = """#!/bin/sh
-for output; do :; done
-echo "#!/bin/sh" > "$output"
-chmod +x "$output"
-"""
-
-
-def write_nvcc(folder: Path) -> str:
-    """An nvcc that "compiles" whatever it is given to a program that does nothing."""
-    folder.mkdir(parents=True)
-    nvcc = folder / "nvcc"
-    nvcc.write_text(PRETEND_NVCC)
-    nvcc.chmod(0o755)
-    return str(nvcc)
-
-
-PLACES = ("own", "home/bin", "path")
-
-
-@pytest.mark.parametrize("there", list(itertools.product([False, True], repeat=len(PLACES))))
-def test_nvcc_is_the_one_that_setup_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: tuple[bool, ...]
-) -> None:
-    nvccs = [write_nvcc(tmp_path / p) if t else None for p, t in zip(PLACES, there, strict=True)]
-    monkeypatch.setenv("CUDACXX", nvccs[0] or "")
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("PATH", str(tmp_path / "path"))
-    monkeypatch.setattr(setuptools, "setup", lambda **arguments: None)
-    setup = runpy.run_path(str(ROOT / "setup.py"))
-    assert gpu_check.find_nvcc() == setup["find_nvcc"]() == next(filter(None, nvccs), None)
-
-
-def test_programs_are_compiled_by_that_nvcc(
-    device: None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    nvcc = write_nvcc(tmp_path / "home" / "bin")
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("CUDACXX", raising=False)
-    options = ["--output", str(tmp_path / "out"), "--parts", "wrappers"]
-    assert gpu_check.main(options) == 0, capsys.readouterr().out
-    assert f"$ {nvcc} -std=c++17" in (tmp_path / "out" / "some-gpu-80gb-check.log").read_text()
+def test_a_dry_run_goes_through_every_step(tmp_path: Path) -> None:
+    environment = child_environment()
+    environment.pop(check.EMULATED, None)
+    options = ("--dry-run", "--output", tmp_path, "--work", tmp_path / "work")
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.gpu.check", *map(str, options)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    passed = [line.split()[:2] for line in done.stdout.splitlines() if " s  " in line]
+    assert passed == [[step.name, "passed"] for step in steps.STEPS]
+    (page,) = tmp_path.glob("*-check.md")
+    text = page.read_text()
+    assert "batches agree" in text
+    assert "2 passed, 0 skipped" in text
+    assert "| 16, 3, forward |" in text
+    assert "| varlen_rnn packed |" in text
+    assert "Registers Per Thread 214" in text
+    assert "holds: an exchange between 4 blocks" in text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_one_line_says_so() -> None:
-    for command in ([sys.executable], [sys.executable, "-S"]):
+    for options in ((), ("-S",)):
         done = subprocess.run(
-            [*command, "-m", "tools.gpu_check"],
+            [sys.executable, *options, "-m", "tools.gpu.check"],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -308,31 +223,96 @@ def test_without_a_gpu_one_line_says_so() -> None:
         )
         assert done.returncode == 2, done.stderr
         assert done.stdout.startswith("gpu-check cannot run on this machine, which lacks ")
-        assert "torch" in done.stdout
+        assert ("torch" in done.stdout) == ("-S" in options)
+        assert "an NVIDIA GPU" in done.stdout
         assert len(done.stdout.splitlines()) == 1
         assert done.stderr == ""
 
 
-def test_the_copy_keeps_what_was_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tree = tmp_path / "tree"
-    monkeypatch.setattr(gpu_check, "TREE", tree)
-    (tree / "varlen_rnn").mkdir(parents=True)
-    (tree / "varlen_rnn" / "_C.so").touch()
-    (tree / "varlen_rnn" / "gone.py").touch()
-    gpu_check.copy_tree()
-    kept = {path.name for path in (tree / "varlen_rnn").iterdir()}
-    assert {"_C.so", "__init__.py"} <= kept
-    assert "gone.py" not in kept
-    assert [path.name for path in (tree / "varlen_rnn").glob("*.so")] == ["_C.so"]
-    assert (tree / "setup.py").is_file()
+def test_what_was_built_elsewhere_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handlers: None
+) -> None:
+    """Its programs, and its modules in the copy; nothing is built."""
+    prebuilt = tmp_path / "prebuilt"
+    for name in ("varlen_rnn/_C_cuda.so", "bin/clusters"):
+        (prebuilt / name).parent.mkdir(parents=True, exist_ok=True)
+        (prebuilt / name).write_text("#!/bin/sh\necho here\n")
+        (prebuilt / name).chmod(0o755)
+    monkeypatch.setattr(check, "lacking", list)
+    monkeypatch.setattr(check, "read_device", lambda: ("Some GPU 80GB", (9, 0)))
+    monkeypatch.setattr(prebuild, "why_not", lambda folder, capability: None)
+    options = ["--steps", "clusters", "--prebuilt", prebuilt, "--output", tmp_path / "out"]
+    options += ["--work", tmp_path / "work"]
+    assert check.main([str(option) for option in options]) == 0
+    assert (tmp_path / "work" / "tree" / "varlen_rnn" / "_C_cuda.so").exists()
+    assert (tmp_path / "work" / "logs" / "clusters.log").read_text().endswith("here\n")
+    assert (tmp_path / "out" / "some-gpu-80gb-check.md").exists()
+
+
+def test_the_tests_of_the_device_exist() -> None:
+    assert all((ROOT / test).is_file() for test in steps.DEVICE_TESTS)
+
+
+def test_the_limits_of_all_steps_fit_what_there_is() -> None:
+    assert sum(step.seconds for step in steps.STEPS) <= check.LIMIT_SECONDS
+
+
+TESTS = """
+import os, time
+import pytest
+from tools.gpu import timeouts
+
+lost = False
+timeouts.device_is_lost = lambda: lost
+
+@pytest.mark.parametrize("index", range(5))
+def test_it(index: int) -> None:
+    global lost
+    if index == 1:
+        time.sleep(60)
+    lost = index == 2
+    assert index != 3
+"""
+
+
+@pytest.fixture
+def outcomes(tmp_path: Path) -> dict[str, str]:
+    """Of tests of which one hangs, one loses the device, and one fails."""
+    (tmp_path / "test_it.py").write_text(TESTS)
+    done = tmp_path / "done"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "VARLEN_RNN_TEST_SECONDS": "1.5"}
+    environment["VARLEN_RNN_TESTS_FIRST"] = "[4]"
+    ran = subprocess.run(
+        [sys.executable, "-m", "tools.gpu.pytests", str(done), "test_it.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    assert json.loads(ran.stdout.splitlines()[-1])["passed"] == 2
+    assert "test_it.py::test_it[3]" in ran.stderr
+    assert "time.sleep" in ran.stderr or "in test_it" in ran.stderr  # where it hung
+    return {name.rpartition("[")[2]: what for name, what in pytests.outcomes(done).items()}
+
+
+def test_a_test_that_hangs_or_loses_the_device_stops_no_other(outcomes: dict[str, str]) -> None:
+    assert outcomes == {"4]": "passed", "0]": "passed", "1]": "hung", "2]": "lost", "3]": "failed"}
+    assert next(iter(outcomes)) == "4]"
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the emulator with")
 def test_calibration_loops_are_right_in_the_emulator(tmp_path: Path) -> None:
     program = tmp_path / "calibrate"
     options = ("-std=c++17", "-O1", "-x", "c++", "-DVARLEN_RNN_EMULATE", "-Wall", "-Wextra")
-    source = ("-I", ROOT / "csrc", ROOT / "benchmarks" / "cuda" / "calibrate.cu")
+    source = ("-I", ROOT / "csrc", ROOT / "tools" / "gpu" / "cuda" / "calibrate.cu")
     subprocess.run(["g++", *options, *source, "-o", program], check=True)
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith("all loops compute what they should\n")
+    measured = [json.loads(line) for line in done.stdout.splitlines()]
+    sizes = {m["cluster_size"] for m in measured if m["what"] == "exchange"}
+    assert sizes == {2, 4, 8, 16}
+    assert {"block barrier", "products"} < {m["what"] for m in measured}
+    refused = subprocess.run([program, "nothing"], capture_output=True, check=False)
+    assert refused.returncode == 2

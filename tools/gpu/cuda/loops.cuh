@@ -14,12 +14,6 @@ namespace varlen_rnn {
 using simt::Shared;
 
 constexpr unsigned kThreads = 256;
-// The vectors h of 8 slots at H = 256 in bf16, of which every block of a cluster owns a part: one
-// store of 16 bytes a thread carries all parts to all blocks, whatever the cluster's size is.
-constexpr unsigned kBytes = 8 * 256 * 2;
-constexpr unsigned kWords = kBytes / 4;
-static_assert(kBytes == 16 * kThreads, "one store a thread");
-constexpr unsigned kBarrierBytes = 64;  // two mbarriers
 
 struct Loop {
   unsigned rounds;
@@ -36,37 +30,6 @@ VARLEN_RNN_DEVICE unsigned long long clock() { return clock64(); }
 VARLEN_RNN_DEVICE void finish(const Loop& p, unsigned long long start, uint32_t word) {
   simt::store(p.words + simt::block() * simt::num_threads() + simt::thread(), word);
   if (simt::thread() == 0) simt::store(p.cycles + simt::block(), clock() - start);
-}
-
-// A step's exchange and nothing else: every block sends its part, incremented, to all blocks, and
-// waits for theirs. In round t all words are t.
-VARLEN_RNN_KERNEL exchange(Loop p) {
-  const Shared<uint64_t> bars = simt::shared<uint64_t>(0);
-  const Shared<uint32_t> buffers = simt::shared<uint32_t>(kBarrierBytes);
-  const unsigned thread = simt::thread(), rank = simt::cluster_rank();
-  const unsigned parts = kThreads / simt::cluster_size();  // stores that make a block's part
-  const unsigned to = thread / parts;
-  const unsigned word = (rank * parts + thread % parts) * 4;
-  if (thread == 0) {
-    simt::mbarrier_init(bars, 1);
-    simt::mbarrier_init(bars + 1, 1);
-    simt::mbarrier_fence_init();
-  }
-  simt::sync_cluster();
-  const unsigned long long start = clock();
-  uint32_t value = 0;
-  for (unsigned t = 0; t < p.rounds; ++t) {
-    const unsigned which = t & 1;
-    if (thread == 0) simt::mbarrier_arrive_expect(bars + which, kBytes);
-    const uint32_t v[4] = {value + 1, value + 1, value + 1, value + 1};
-    simt::st_async(buffers + which * kWords + word, bars + which, to, v);
-    simt::mbarrier_wait(bars + which, (t >> 1) & 1);
-    value = buffers[which * kWords + (thread * 68) % kWords];
-    // All have read before anyone's next store lets others go on, as sums do in the kernels.
-    simt::sync_block();
-  }
-  finish(p, start, value);
-  simt::sync_cluster();  // nobody exits while others send to it
 }
 
 VARLEN_RNN_KERNEL cluster_barriers(Loop p) {

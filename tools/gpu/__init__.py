@@ -1,0 +1,1 @@
+"""What a machine with an NVIDIA GPU is for: `make gpu-prebuild`, `make gpu-check`."""

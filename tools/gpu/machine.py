@@ -1,0 +1,61 @@
+"""Where the steps' programs run: on a GPU, or on the CPU, with emulated ops or without."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+# The folder of the emulator's module; unset on a GPU.
+EMULATED = "VARLEN_RNN_EMULATED"
+KINDS = ("inference", "forward", "backward")
+_overrides: list[torch.library.Library] = []
+
+
+def emulate() -> Any:
+    """From now on ops on CPU tensors are those of the emulator, whose module is returned."""
+    folder = os.environ[EMULATED]
+    sys.path.insert(0, folder)
+    module = importlib.import_module("_emulated")
+    sys.path.remove(folder)
+    library = torch.library.Library("varlen_rnn", "IMPL")
+    for cell in ("lstm", "gru"):
+        for kind in KINDS:
+            op = getattr(torch.ops.varlen_rnn_emulated, f"{cell}_{kind}")
+            library.impl(f"{cell}_{kind}", op.default, "CPU")
+    _overrides.append(library)  # which holds as long as it lives
+    return module
+
+
+def kernels(device: torch.device) -> Any | None:
+    """The module with the settings of the kernels in use; None on a CPU without the emulator."""
+    if device.type == "cuda":
+        return importlib.import_module("varlen_rnn._C_cuda")
+    return emulate() if os.environ.get(EMULATED) else None
+
+
+@contextmanager
+def forced(module: Any | None, path: str | None, cluster_size: int = 0) -> Iterator[None]:
+    """Calls take this path and teams of this many blocks; None and 0: what they choose themselves.
+
+    Whatever forces a path holds for its thread only, so gradients are computed in this one, too.
+    """
+    if module is None:
+        yield
+        return
+    settings = module.settings()
+    settings.cluster_size = cluster_size
+    if hasattr(settings, "force_path"):
+        settings.force_path = path
+    try:
+        with torch.autograd.set_multithreading_enabled(False):
+            yield
+    finally:
+        settings.cluster_size = 0
+        if hasattr(settings, "force_path"):
+            settings.force_path = None
