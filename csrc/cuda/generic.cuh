@@ -37,12 +37,12 @@ VARLEN_RNN_DEVICE void put_compute(void* to, int64_t index, C v) {
   store(static_cast<C*>(to) + index, v);
 }
 
-// Of a [B, columns] array of states; 0 without it or without a row.
+// Of a [D, B, columns] array of states; 0 without it or without a row.
 template <class T>
-VARLEN_RNN_DEVICE compute_t<T> state_value(const void* states, int64_t row, int64_t columns,
-                                           int64_t column) {
+VARLEN_RNN_DEVICE compute_t<T> state_value(const DeviceLayout& l, const void* states, int direction,
+                                           int64_t row, int64_t columns, int64_t column) {
   if (states == nullptr || row < 0) return 0;
-  return value<T>(states, row * columns + column);
+  return value<T>(states, (direction * l.num_rows + row) * columns + column);
 }
 
 VARLEN_RNN_DEVICE int64_t thread_index() {
@@ -72,26 +72,44 @@ void for_dtype(Dtype dtype, F f) {
   }
 }
 
-// Which token a thread works on, in a step of `segments` segments at most, and which of its values.
+// A step of at most `segments` segments in each direction.
+template <class Pass>
+struct StepParams : Pass {
+  int64_t step;
+  int64_t segments;
+};
+
+// Which token a thread works on, and which of its values.
 struct At {
   bool there;
-  int64_t segment, column, place, token, row;
+  int direction;
+  int64_t segment, column, token, row;
+  int64_t state;     // row of [D, G, *]
+  int64_t place;     // row of [D, N, *]
   bool first, last;  // of its segment
 };
 
-VARLEN_RNN_DEVICE At find(const DeviceLayout& l, int direction, int64_t step, int64_t columns) {
-  const int64_t index = thread_index();
+template <class Pass>
+VARLEN_RNN_DEVICE At find(const StepParams<Pass>& p, int64_t columns) {
+  const DeviceLayout& l = p.layout;
+  int64_t index = thread_index();
   At at{};
+  if (index >= p.segments * columns) {
+    at.direction = 1;
+    index -= p.segments * columns;
+  }
   at.segment = index / columns;
   at.column = index % columns;
-  at.there = at.segment < batch_size(l, step);
+  at.there = at.direction < p.num_directions && at.segment < batch_size(l, p.step);
   if (!at.there) return at;
-  at.place = checked(load(l.first_token + step) + at.segment, 0, l.num_tokens,
-                     "varlen_rnn: batch_sizes must sum to at most N");
-  at.token = token_of(l, direction, at.place);
+  const int64_t place = checked(load(l.first_token + p.step) + at.segment, 0, l.num_tokens,
+                                "varlen_rnn: batch_sizes must sum to at most N");
+  at.token = token_of(l, at.direction, place);
   at.row = row_of(l, at.token);
-  at.first = step == 0;
-  at.last = batch_size(l, step + 1) <= at.segment;
+  at.state = at.direction * l.num_segments + at.segment;
+  at.place = at.direction * l.num_tokens + place;
+  at.first = p.step == 0;
+  at.last = batch_size(l, p.step + 1) <= at.segment;
   return at;
 }
 

@@ -46,44 +46,115 @@ PersistentKernels persistent_gru_bf16();
 PersistentKernels persistent_gru_f16();
 PersistentKernels persistent_gru_tf32();
 
-// rows.cu: any dtype.
+// rows.cu: any dtype, any size. Sizes are in bytes, so most of it knows no dtype.
 
-// to [N, columns] = from [R, columns] by the layout's rows, zeros from the N-th token on. Rows of
-// `from` are `stride` elements apart.
-void gather_tokens(Dtype dtype, const DeviceLayout& layout, const void* from, int64_t stride,
-                   int64_t columns, void* to, void* stream);
-// The reverse: to [R, columns] has only its tokens' rows written.
-void scatter_tokens(Dtype dtype, const DeviceLayout& layout, const void* from, int64_t columns,
-                    void* to, void* stream);
-// The output that each token of a direction started from, to [N, columns] by token: that of the token
-// before it, or of h_0 [B, columns], or zeros. `out` begins at the direction's columns of its rows,
-// which are `stride` elements apart.
-void gather_previous(Dtype dtype, const DeviceLayout& layout, int direction, const void* out,
-                     int64_t stride, const void* h_0, int64_t columns, void* to, void* stream);
-// o tanh(c) of a direction's tokens, to [N, H] by token, zeros from the N-th on. gates [N, 4 * H] and
-// cells [N, H] are compute.
-void gather_hidden(Dtype dtype, const DeviceLayout& layout, int direction, int64_t hidden_size,
-                   const void* gates, const void* cells, void* to, void* stream);
-// to [count] = bias_ih + bias_hh, the latter of the first `both` elements only.
-void add_biases(Dtype dtype, const void* bias_ih, const void* bias_hh, int64_t count, int64_t both,
-                void* to, void* stream);
+// Memory that is set in one launch: `bytes` as they are at `from`, or zeros where that is null.
+struct Piece {
+  void* to;
+  const void* from;
+  int64_t bytes;
+  int word;  // bytes of an access
+};
+struct Pieces {
+  static constexpr int kMost = 12;
+  int count = 0;
+  Piece all[kMost];
+
+  void add(void* to, const void* from, int64_t bytes);
+};
+void set_pieces(const Pieces& pieces, void* stream);
+
+// Rows of a tensor [R, *] that are `pitch` apart, and those of tokens [N, *] side by side: gathered by the
+// layout's rows, with zeros from the N-th token on, or scattered.
+struct TokenRows {
+  DeviceLayout layout;
+  const void* from;
+  void* to;
+  int64_t row_bytes, pitch;
+};
+// From tokens [N, *]: to [R, *] has only its tokens' rows written.
+void scatter_tokens(const TokenRows& rows, void* stream);
+// to [num_rows, *]: each as `from`.
+void repeat_row(const void* from, int64_t row_bytes, int64_t num_rows, void* to, void* stream);
+
+// b_ih + b_hh, the latter of the first `both` elements only.
+struct Biases {
+  Dtype dtype;
+  int num_directions;      // D
+  int64_t rows;            // gates * H
+  int64_t both;            // LSTM gates * H; GRU 2 * H
+  const void* bias_ih[2];  // [rows]      in
+  const void* bias_hh[2];  // [rows]      in
+  void* to;                // [D * rows]  out, or null for none
+};
+
+// What a layer's forward pass begins with, in one launch: tokens to gather (none where `to` is null),
+// sums of biases and pieces.
+struct ForwardStart {
+  TokenRows tokens;
+  Biases biases;
+  Pieces pieces;
+};
+void start_forward(const ForwardStart& start, void* stream);
+
+// What its backward pass begins with, in one launch: the gradients of the initial states, which are those
+// of the final states for rows without a segment and zeros for the others, and pieces.
+struct BackwardStart {
+  DeviceLayout layout;
+  int num_directions;  // D
+  const int64_t*
+      final_segment;         // [B]        in, -1 for rows without a segment; null: no row has one
+  int64_t h_bytes, c_bytes;  // of a row
+  const void* d_h_n;         // [D, B, *]  in, or null for zeros
+  const void* d_c_n;         // [D, B, *]  in, or null for zeros
+  void* d_h_0;               // [D, B, *]  out
+  void* d_c_0;               // [D, B, *]  out, or null
+  Pieces pieces;
+};
+void start_backward(const BackwardStart& start, void* stream);
+
+// The output that each token of each direction started from: that of the token before it, or of h_0,
+// or zeros, which is also what stands from the N-th token on.
+struct PreviousRows {
+  DeviceLayout layout;
+  TokenRows tokens;    // to gather in the same launch (none where `to` is null)
+  int num_directions;  // D
+  int64_t row_bytes;   // of P values
+  const void* out;     // [R, D, P]  in
+  const void* h_0;     // [D, B, P]  in, or null for zeros
+  void* to;            // [D, N, P]  out, by token
+};
+void gather_previous(const PreviousRows& rows, void* stream);
+
+// o tanh(c) of each direction's tokens, zeros from the N-th on.
+struct HiddenRows {
+  DeviceLayout layout;
+  int num_directions;   // D
+  int64_t hidden_size;  // H
+  const void* gates;    // [D, N, 4 * H]  in, compute
+  const void* cells;    // [D, N, H]      in, compute
+  void* to;             // [D, N, H]      out, storage, by token
+};
+void gather_hidden(Dtype dtype, const HiddenRows& rows, void* stream);
+
 // From the segment that each row ends with, or -1, [B], to the row that each segment is the last one
 // of: [G], all -1 before.
 void find_final_rows(const int64_t* final_segment, int64_t num_rows, int64_t num_segments,
                      int64_t* final_row, void* stream);
-// Zeros in the rows of [D, B, columns] that a segment ends in.
-void zero_final_rows(Dtype dtype, const DeviceLayout& layout, int64_t num_directions,
-                     int64_t columns, void* states, void* stream);
-// The rows of [N, columns] from the N-th token on become zeros.
-void zero_surplus_tokens(Dtype dtype, const DeviceLayout& layout, int64_t columns, void* tokens,
-                         void* stream);
+// The rows from the N-th token on become zeros, of `count` arrays [N, *].
+struct Surplus {
+  DeviceLayout layout;
+  int count;
+  void* to[3];
+  int64_t row_bytes[3];
+};
+void zero_surplus_tokens(const Surplus& surplus, void* stream);
 
-// One direction of a layer, a step at a time: any dtype, any size.
+// A layer a step at a time, both directions at once: any dtype, any size.
 struct Generic {
   DeviceLayout layout;
   Dtype dtype;
   bool is_lstm;
-  int direction;
   int num_directions;   // D
   int64_t hidden_size;  // H
   int64_t output_size;  // P
@@ -91,19 +162,19 @@ struct Generic {
 
 // generic_forward.cu
 struct GenericForward : Generic {
-  const void* inputs;    // [N, D * gates * H]  in, storage: W_ih x and the biases, by token
-  const void* products;  // [G_s, gates * H]    in, storage: W_hh h of this step's segments
-  const void* bias_hn;   // [H]                 in, storage, or null: GRU's b_hh of the gate n
-  const void* h_0;       // [B, P]              in, storage, or null for zeros: of this direction
-  const void* c_0;       // [B, H]              in, storage, or null for zeros
-  void* h;               // [G, P]              in and out, storage: every segment's state
-  void* c;               // [G, H]              in and out, compute (LSTM)
-  void* hidden;          // [G_s, H]            out, storage: o tanh(c) for the projection, or null
-  void* out;             // [R, D * P]          out, storage
-  void* h_n;             // [B, P]              out, storage
-  void* c_n;             // [B, H]              out, storage
-  void* gates;           // [N, 4 * H]          out, compute, or null
-  void* cells;           // [N, H]              out, compute, or null
+  const void* inputs;      // [N, D * gates * H]   in, storage: W_ih x and the biases, by token
+  const void* products;    // [D, G, gates * H]    in, storage: W_hh h of this step's segments
+  const void* bias_hn[2];  // [H]                  in, storage, or null: GRU's b_hh of the gate n
+  const void* h_0;         // [D, B, P]            in, storage, or null for zeros
+  const void* c_0;         // [D, B, H]            in, storage, or null for zeros
+  void* h;                 // [D, G, P]            in and out, storage: every segment's state
+  void* c;                 // [D, G, H]            in and out, compute (LSTM)
+  void* hidden;  // [D, G, H]            out, storage: o tanh(c) for the projection, or null
+  void* out;     // [R, D * P]           out, storage
+  void* h_n;     // [D, B, P]            out, storage
+  void* c_n;     // [D, B, H]            out, storage
+  void* gates;   // [D, N, 4 * H]        out, compute, or null
+  void* cells;   // [D, N, H]            out, compute, or null
 };
 // h and c of all segments before the first step.
 void generic_start(const GenericForward& p, void* stream);
@@ -115,23 +186,23 @@ void generic_emit(const GenericForward& p, int64_t step, int64_t segments, void*
 // generic_backward.cu
 struct GenericBackward : Generic {
   const void* d_out;     // [R, D * P]        in, storage, or null for zeros
-  const void* d_h_n;     // [B, P]            in, storage, or null for zeros: of this direction
-  const void* d_c_n;     // [B, H]            in, storage, or null for zeros
-  const void* d_cells;   // [N, H]            in, compute, or null for zeros
-  const void* h_0;       // [B, P]            in, storage, or null for zeros
-  const void* c_0;       // [B, H]            in, storage, or null for zeros
+  const void* d_h_n;     // [D, B, P]         in, storage, or null for zeros
+  const void* d_c_n;     // [D, B, H]         in, storage, or null for zeros
+  const void* d_cells;   // [D, N, H]         in, compute, or null for zeros
+  const void* h_0;       // [D, B, P]         in, storage, or null for zeros
+  const void* c_0;       // [D, B, H]         in, storage, or null for zeros
   const void* out;       // [R, D * P]        in, storage (GRU)
-  const void* gates;     // [N, 4 * H]        in, compute
-  const void* cells;     // [N, H]            in, compute (LSTM)
-  const void* products;  // [G, P]            in, storage: W_hh^T of the next step's gradients
-  const void* d_hidden;  // [G_s, H]          in, storage: W_hr^T d_projected, or null
-  void* d_projected;     // [N, P]            out, storage, by token: gradients of h, or null
-  void* step_projected;  // [G_s, P]          out, storage: the same of this step
-  void* direct;          // [G, H]            in and out, compute: LSTM d_c; GRU z d_h
+  const void* gates;     // [D, N, 4 * H]     in, compute
+  const void* cells;     // [D, N, H]         in, compute (LSTM)
+  const void* products;  // [D, G, P]         in, storage: W_hh^T of the next step's gradients
+  const void* d_hidden;  // [D, G, H]         in, storage: W_hr^T d_projected, or null
+  void* d_projected;     // [D, N, P]         out, storage, by token: gradients of h, or null
+  void* step_projected;  // [D, G, P]         out, storage: the same of this step
+  void* direct;          // [D, G, H]         in and out, compute: LSTM d_c; GRU z d_h
   void* d_gates;         // [N, D * 4 * H]    out, storage: as in PersistentBackward
-  void* step_gates;      // [G_s, 4 * H]      out, storage: the same of this step
-  void* d_h_0;           // [B, P]            out, storage
-  void* d_c_0;           // [B, H]            out, storage
+  void* step_gates;      // [D, G, 4 * H]     out, storage: the same of this step
+  void* d_h_0;           // [D, B, P]         out, storage
+  void* d_c_0;           // [D, B, H]         out, storage
 };
 // With a projection, before `back`: the gradients of this step's h.
 void generic_collect(const GenericBackward& p, int64_t step, int64_t segments, void* stream);

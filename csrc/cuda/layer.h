@@ -55,7 +55,7 @@ struct BackwardTensors {
   Tensor d_gates;  // [N, D * 4 * H]
   Tensor d_h_0;
   OptionalTensor d_c_0;
-  std::vector<Tensor> d_projected;  // [N, P] of each direction, if there is a projection
+  OptionalTensor d_projected;  // [D, N, P], if there is a projection
 };
 
 // persistent_path.cpp: false if this layer has no team on this device; then nothing was done.

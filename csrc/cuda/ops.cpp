@@ -1,6 +1,8 @@
 // The ops on CUDA tensors: check, allocate, the products of whole layers by torch, and between them
 // one of the two paths through the steps.
-#include "cuda/layer.h"
+#include "cuda/gradients.h"
+#include "cuda/products.h"
+#include "cuda/tokens.h"
 
 #ifndef VARLEN_RNN_EMULATE
 #include <dlfcn.h>
@@ -41,53 +43,21 @@ OnDevice::OnDevice(int32_t device) : guard_(device), stream_(current_stream(devi
 
 namespace {
 
-// GRU's gradients and weights have the gate n in front, where the input's product takes its columns:
-// r, z, n to n, r, z.
-Tensor n_first(const Tensor& weight, int64_t H) {
-  return stack_rows({slice(weight, 0, 2 * H, H), slice(weight, 0, 0, 2 * H)});
-}
-// And back.
-Tensor n_last(const Tensor& weight, int64_t H) {
-  return stack_rows({slice(weight, 0, H, 2 * H), slice(weight, 0, 0, H)});
-}
-
-// The tokens of the flat tensor side by side: [N, columns].
-Tensor tokens_of(const Layer& layer, const Tensor& x, void* stream) {
-  const LayoutTensors& l = layer.layout;
-  if (!l.rows) return x;
-  const Tensor tokens = torch::stable::new_empty(x, {l.layout.num_tokens, x.size(1)});
-  gather_tokens(layer.call.dtype, l.layout, device_pointer(x), x.stride(0), x.size(1),
-                device_pointer(tokens), stream);
-  return tokens;
-}
-
 // b_ih + b_hh of all directions, but of GRU's gate n only b_ih: [D * gates * H].
-OptionalTensor biases_of(const Layer& layer, void* stream) {
-  const int64_t D = layer.call.num_directions, rows = layer.num_gates() * layer.call.hidden_size;
-  if (!layer.bias_hh(0)) return {};
-  const Tensor biases = torch::stable::new_empty(layer.input.x, {D * rows});
-  for (int64_t d = 0; d < D; ++d) {
-    add_biases(layer.call.dtype, device_pointer(layer.weight(d, kBiasIh)),
-               device_pointer(*layer.bias_hh(d)), rows,
-               layer.is_lstm ? rows : 2 * layer.call.hidden_size,
-               advance(device_pointer(biases), d * rows, biases), stream);
+Biases biases_of(const Layer& layer, const Tensor& to) {
+  const int64_t rows = layer.num_gates() * layer.call.hidden_size;
+  Biases biases{layer.call.dtype,
+                static_cast<int>(layer.call.num_directions),
+                rows,
+                layer.is_lstm ? rows : 2 * layer.call.hidden_size,
+                {},
+                {},
+                device_pointer(to)};
+  for (int64_t d = 0; d < layer.call.num_directions; ++d) {
+    biases.bias_ih[d] = device_pointer(layer.weight(d, kBiasIh));
+    biases.bias_hh[d] = device_pointer(layer.bias_hh(d));
   }
   return biases;
-}
-
-Tensor all_weight_ih(const Layer& layer) {
-  std::vector<Tensor> parts;
-  for (int64_t d = 0; d < layer.call.num_directions; ++d) {
-    parts.push_back(layer.weight(d, kWeightIh));
-  }
-  return stack_rows(parts);
-}
-
-// [D, B, *] that kernels write only in part: a copy of `from`, or zeros.
-Tensor states_like(const Tensor& like, const OptionalTensor& from,
-                   std::initializer_list<int64_t> shape) {
-  if (from) return torch::stable::clone(*from);
-  return torch::stable::new_zeros(like, shape);
 }
 
 bool is_on_device(const Tensor& x) {
@@ -130,81 +100,46 @@ ForwardResult run_forward(const char* op, int64_t num_gates, bool training, cons
   ForwardTensors t{x, {}, {}, x, x, {}, {}, {}};
   t.h_0 = checked_optional(op, "h_0", h_0, dtype, place, "[D, B, P]", {D, B, P});
   t.c_0 = checked_optional(op, "c_0", c_0, dtype, place, "[D, B, H]", {D, B, H});
-  const bool has_padding = !layer.layout.exact || l.num_tokens < l.num_flat_rows;
-  t.out = has_padding ? torch::stable::new_zeros(x, {x.size(0), D * P})
-                      : torch::stable::new_empty(x, {x.size(0), D * P});
-  t.h_n = states_like(x, t.h_0, {D, B, P});
-  if (is_lstm) t.c_n = states_like(x, t.c_0, {D, B, H});
+  t.out = torch::stable::new_empty(x, {x.size(0), D * P});
+  t.h_n = torch::stable::new_empty(x, {D, B, P});
+  if (is_lstm) t.c_n = torch::stable::new_empty(x, {D, B, H});
   const int64_t capacity = rows ? rows->numel() : x.size(0);
   if (training) {
     const ScalarType compute = compute_dtype(dtype);
     t.gates = torch::stable::new_empty(x, {D, capacity, 4 * H}, compute);
     if (is_lstm) t.cells = torch::stable::new_empty(x, {D, capacity, H}, compute);
   }
-  if (!layer.layout.is_empty()) {
-    const Tensor tokens = tokens_of(layer, layer.input.x, device.stream());
-    t.inputs = linear(tokens, all_weight_ih(layer), biases_of(layer, device.stream()));
+  // Paths write h_n and c_n of rows with tokens only.
+  ForwardStart start{};
+  if (has_padding(layer)) start.pieces.add(device_pointer(t.out), nullptr, bytes_of(t.out));
+  start.pieces.add(device_pointer(t.h_n), device_pointer(t.h_0), bytes_of(t.h_n));
+  if (is_lstm) start.pieces.add(device_pointer(*t.c_n), device_pointer(t.c_0), bytes_of(*t.c_n));
+  if (layer.layout.is_empty()) {
+    start_forward(start, device.stream());
+  } else {
+    const Tensor tokens = room_for_tokens(layer);
+    if (rows) {
+      start.tokens =
+          token_rows(layer, device_pointer(input.x), input.x.stride(0), device_pointer(tokens));
+    }
+    Tensor weight_ih = layer.weight(0, kWeightIh);
+    const int64_t gate_rows = weight_ih.size(0);
+    if (D > 1) {
+      weight_ih = torch::stable::new_empty(x, {D * gate_rows, x.size(1)});
+      for (int64_t d = 0; d < D; ++d) {
+        add_rows(start.pieces, weight_ih, d * gate_rows, layer.weight(d, kWeightIh), 0, gate_rows);
+      }
+    }
+    OptionalTensor biases;
+    if (layer.bias_hh(0)) {
+      biases = torch::stable::new_empty(x, {D * gate_rows});
+      start.biases = biases_of(layer, *biases);
+    }
+    start_forward(start, device.stream());
+    t.inputs = linear(layer, tokens, weight_ih, biases, device.stream());
     run(layer, t, device, place.index);
   }
   return {t.out, t.h_n, t.c_n, t.gates, t.cells};
-}
-
-// Gradients of a layer's weights, from those of its gates. Torch's products, in one go for all tokens.
-void weight_gradients(const Layer& layer, const BackwardTensors& t, void* stream,
-                      BackwardResult& result) {
-  const DeviceLayout& l = layer.layout.layout;
-  const Tensor& x = layer.input.x;
-  const int64_t D = layer.call.num_directions, H = layer.call.hidden_size;
-  const int64_t P = layer.call.output_size, N = l.num_tokens;
-  const Dtype dtype = layer.call.dtype;
-  const Tensor tokens = tokens_of(layer, x, stream);
-  const Tensor previous = torch::stable::new_empty(x, {N, P});
-  for (int64_t d = 0; d < D; ++d) {
-    const Tensor d_gates = slice(t.d_gates, 1, d * 4 * H, 4 * H);
-    const Tensor from_x = layer.is_lstm ? d_gates : slice(d_gates, 1, 0, 3 * H);
-    const Tensor from_h = layer.is_lstm ? d_gates : slice(d_gates, 1, H, 3 * H);
-    const void* h_0 = t.h_0 ? advance(device_pointer(*t.h_0), d * l.num_rows * P, x) : nullptr;
-    gather_previous(dtype, l, static_cast<int>(d), advance(device_pointer(t.out), d * P, x), D * P,
-                    h_0, P, device_pointer(previous), stream);
-    std::vector<Tensor>& to = result.d_weights[static_cast<size_t>(d)];
-    to[kWeightIh] = mm(transposed(from_x), tokens);
-    to[kWeightHh] = mm(transposed(from_h), previous);
-    to[kBiasIh] = column_sums(from_x);
-    if (layer.is_lstm) {
-      to[kBiasHh] = torch::stable::clone(to[kBiasIh]);
-    } else {
-      to[kBiasHh] = column_sums(from_h);
-      to[kWeightIh] = n_last(to[kWeightIh], H);
-      const Tensor bias = torch::stable::view(to[kBiasIh], {3 * H, 1});
-      to[kBiasIh] = torch::stable::view(n_last(bias, H), {3 * H});
-    }
-    if (!layer.projected()) continue;
-    const Tensor hidden = torch::stable::new_empty(x, {N, H});
-    gather_hidden(
-        dtype, l, static_cast<int>(d), H, advance(device_pointer(t.gates), d * N * 4 * H, t.gates),
-        advance(device_pointer(*t.cells), d * N * H, *t.cells), device_pointer(hidden), stream);
-    to[kWeightHr] = mm(transposed(t.d_projected[static_cast<size_t>(d)]), hidden);
-  }
-}
-
-Tensor input_gradient(const Layer& layer, const BackwardTensors& t, void* stream) {
-  const LayoutTensors& l = layer.layout;
-  const Tensor& x = layer.input.x;
-  const int64_t D = layer.call.num_directions, H = layer.call.hidden_size, I = x.size(1);
-  std::vector<Tensor> parts;
-  for (int64_t d = 0; d < D; ++d) {
-    const Tensor& weight = layer.weight(d, kWeightIh);
-    parts.push_back(layer.is_lstm ? weight : n_first(weight, H));
-    // Between the directions stand GRU's columns that are none of the input's.
-    if (!layer.is_lstm && D > 1) parts.push_back(torch::stable::new_zeros(x, {H, I}));
-  }
-  const Tensor weight = stack_rows(parts);
-  const Tensor d_tokens = mm(slice(t.d_gates, 1, 0, weight.size(0)), weight);
-  if (!l.rows) return d_tokens;
-  const Tensor d_x = torch::stable::new_zeros(x, {x.size(0), I});
-  scatter_tokens(layer.call.dtype, l.layout, device_pointer(d_tokens), I, device_pointer(d_x),
-                 stream);
-  return d_x;
 }
 
 BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTensor& d_out,
@@ -223,7 +158,7 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
   const Place place(x);
   Call call{};
   const CheckedInput input(op, num_gates, x, weights, call);
-  const int64_t D = call.num_directions, I = call.input_size, H = call.hidden_size;
+  const int64_t D = call.num_directions, H = call.hidden_size;
   const int64_t P = call.output_size, R = x.size(0), N = rows ? rows->numel() : R;
   const OnDevice device(place.index);
   const Layer layer{
@@ -247,41 +182,43 @@ BackwardResult run_backward(const char* op, int64_t num_gates, const OptionalTen
   t.gates = *checked_optional(op, "gates", gates, compute, place, "[D, N, 4H]", {D, N, 4 * H});
   t.cells = checked_optional(op, "cells", cells, compute, place, "[D, N, H]", {D, N, H});
 
-  const bool is_empty = layer.layout.is_empty();
-  t.d_h_0 = states_like(x, t.d_h_n, {D, B, P});
-  if (is_lstm) t.d_c_0 = states_like(x, t.d_c_n, {D, B, H});
-  // Rows with a segment have another gradient than the final state's, which the others keep.
-  if (!is_empty) {
-    zero_final_rows(call.dtype, l, D, P, device_pointer(t.d_h_0), stream);
-    if (t.d_c_0) zero_final_rows(call.dtype, l, D, H, device_pointer(*t.d_c_0), stream);
-  }
+  t.d_h_0 = torch::stable::new_empty(x, {D, B, P});
+  if (is_lstm) t.d_c_0 = torch::stable::new_empty(x, {D, B, H});
+  BackwardStart start{};
+  start.num_directions = static_cast<int>(D);
+  start.h_bytes = row_bytes(layer, P);
+  start.c_bytes = row_bytes(layer, H);
+  start.d_h_n = device_pointer(t.d_h_n);
+  start.d_c_n = device_pointer(t.d_c_n);
+  start.d_h_0 = device_pointer(t.d_h_0);
+  start.d_c_0 = device_pointer(t.d_c_0);
 
-  BackwardResult result{
-      torch::stable::new_zeros(x, {needs_x && is_empty ? R : 0, I}), t.d_h_0, t.d_c_0, {}};
-  for (int64_t d = 0; d < 2; ++d) {
-    const int64_t some = needs_weights && is_empty && d < D ? num_gates * H : 0;
-    result.d_weights.push_back(
-        {torch::stable::new_zeros(x, {some, I}), torch::stable::new_zeros(x, {some, P}),
-         torch::stable::new_zeros(x, {some}), torch::stable::new_zeros(x, {some})});
-    if (is_lstm) {
-      const int64_t outputs = some > 0 && layer.projected() ? P : 0;
-      result.d_weights.back().push_back(torch::stable::new_zeros(x, {outputs, H}));
+  const bool is_empty = layer.layout.is_empty();
+  BackwardResult result = room_for_gradients(layer, needs_x, needs_weights);
+  result.d_h_0 = t.d_h_0;
+  result.d_c_0 = t.d_c_0;
+  if (is_empty) {
+    start.layout.num_rows = l.num_rows;
+    start_backward(start, stream);
+    return result;
+  }
+  start.layout = l;
+  const Tensor final_segments = dense(final_segment);
+  start.final_segment = static_cast<const int64_t*>(device_pointer(final_segments));
+  OptionalTensor weight_ih;
+  if (needs_x) {
+    weight_ih = weight_of_columns(layer, start.pieces);
+    if (rows && has_padding(layer)) {
+      start.pieces.add(device_pointer(result.d_x), nullptr, bytes_of(result.d_x));
     }
   }
-  if (is_empty) return result;
+  start_backward(start, stream);
 
   t.d_gates = torch::stable::new_empty(x, {N, D * 4 * H});
-  for (int64_t d = 0; d < D && layer.projected(); ++d) {
-    t.d_projected.push_back(torch::stable::new_empty(x, {N, P}));
-  }
+  if (layer.projected()) t.d_projected = torch::stable::new_empty(x, {D, N, P});
   run(layer, t, device, place.index);
-  if (!layer.layout.exact) {
-    zero_surplus_tokens(call.dtype, l, D * 4 * H, device_pointer(t.d_gates), stream);
-    for (const Tensor& d_projected : t.d_projected) {
-      zero_surplus_tokens(call.dtype, l, P, device_pointer(d_projected), stream);
-    }
-  }
-  if (needs_x) result.d_x = input_gradient(layer, t, stream);
+  if (!layer.layout.exact) clear_surplus(layer, t, stream);
+  if (needs_x) input_gradient(layer, t, *weight_ih, stream, result.d_x);
   if (needs_weights) weight_gradients(layer, t, stream, result);
   return result;
 }

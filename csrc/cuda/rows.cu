@@ -1,105 +1,124 @@
 // Whole tensors' rows by a layout, before and after the steps of either path.
-#include <algorithm>
-
-#include "cuda/generic.cuh"
+#include "cuda/rows.cuh"
 
 namespace varlen_rnn::cuda {
 namespace {
 
-constexpr int64_t kMostSurplus = 1 << 18;  // threads that look for rows to clear
-
-struct Rows {
-  DeviceLayout layout;
-  int direction;
-  const void* from;
-  const void* h_0;
-  int64_t stride, columns;
-  void* to;
+struct RowParams : TokenRows {
+  Shape shape;
 };
 
-template <class T>
-VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) gather_kernel(Rows p) {
-  const int64_t index = thread_index();
-  if (index >= p.layout.num_tokens * p.columns) return;
-  const int64_t token = index / p.columns, column = index % p.columns;
-  T v = from_compute<T>(0);
-  if (token < count_tokens(p.layout)) {
-    v = load(static_cast<const T*>(p.from) + row_of(p.layout, token) * p.stride + column);
-  }
-  store(static_cast<T*>(p.to) + index, v);
+VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) scatter_kernel(RowParams p) {
+  const int64_t token = row_index(p.shape);
+  if (token >= p.layout.num_tokens || token >= count_tokens(p.layout)) return;
+  copy_row(p.shape, offset(p.from, token * p.row_bytes),
+           offset(p.to, row_of(p.layout, token) * p.pitch));
 }
 
-template <class T>
-VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) scatter_kernel(Rows p) {
-  const int64_t index = thread_index();
-  const int64_t token = index / p.columns, column = index % p.columns;
-  if (token >= count_tokens(p.layout)) return;
-  store(static_cast<T*>(p.to) + row_of(p.layout, token) * p.columns + column,
-        load(static_cast<const T*>(p.from) + index));
+struct RepeatParams {
+  const void* from;
+  void* to;
+  int64_t num_rows, row_bytes;
+  Shape shape;
+};
+
+VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) repeat_kernel(RepeatParams p) {
+  const int64_t row = row_index(p.shape);
+  if (row < p.num_rows) copy_row(p.shape, p.from, offset(p.to, row * p.row_bytes));
 }
 
-template <class T>
-VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) previous_kernel(Rows p) {
+// The first blocks gather tokens.
+struct PreviousParams : PreviousRows {
+  Shape token_shape, shape;
+  unsigned token_blocks;
+};
+
+VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) previous_kernel(PreviousParams p) {
+  if (simt::block() < p.token_blocks) return gather(p.tokens, p.token_shape);
   const DeviceLayout& l = p.layout;
-  const int64_t index = thread_index();
-  if (index >= l.num_tokens * p.columns) return;
-  const int64_t place = index / p.columns, column = index % p.columns;
-  T v = from_compute<T>(0);
+  int64_t place = row_index(p.shape, p.token_blocks), first = 0;
+  int direction = 0;
+  if (place >= l.num_tokens) {
+    direction = 1;
+    place -= l.num_tokens;
+    first = l.num_tokens;
+  }
+  if (direction >= p.num_directions || place >= l.num_tokens) return;
+  const void* from = nullptr;
   int64_t token = place;  // behind the N-th, where zeros go
   if (place < count_tokens(l)) {
-    token = token_of(l, p.direction, place);
+    token = token_of(l, direction, place);
     const int64_t step = step_of(l, place), segment = place - load(l.first_token + step);
     if (step > 0) {
-      const int64_t before = token_of(l, p.direction, load(l.first_token + step - 1) + segment);
-      v = load(static_cast<const T*>(p.from) + row_of(l, before) * p.stride + column);
+      const int64_t before = token_of(l, direction, load(l.first_token + step - 1) + segment);
+      from = offset(p.out, (row_of(l, before) * p.num_directions + direction) * p.row_bytes);
     } else {
       const int64_t row = initial_row_of(l, segment);
       if (row >= 0 && p.h_0 != nullptr) {
-        v = load(static_cast<const T*>(p.h_0) + row * p.columns + column);
+        from = offset(p.h_0, (direction * l.num_rows + row) * p.row_bytes);
       }
     }
   }
-  store(static_cast<T*>(p.to) + token * p.columns + column, v);
+  copy_row(p.shape, from, offset(p.to, (first + token) * p.row_bytes));
 }
 
-struct Hidden {
-  DeviceLayout layout;
-  int direction;
-  int64_t hidden_size;
-  const void* gates;
-  const void* cells;
-  void* to;
+// Values side by side, for one access.
+template <class T, int n>
+struct alignas(sizeof(T) * n) Pack {
+  T v[n];
 };
 
-template <class T>
-VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) hidden_kernel(Hidden p) {
+struct HiddenParams : HiddenRows {
+  Shape shape;
+};
+
+template <class T, int n>
+VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) hidden_kernel(HiddenParams p) {
   using C = compute_t<T>;
-  const int64_t H = p.hidden_size, index = thread_index();
-  if (index >= p.layout.num_tokens * H) return;
-  const int64_t place = index / H, column = index % H;
-  C h = 0;
-  int64_t token = place;
-  if (place < count_tokens(p.layout)) {
-    token = token_of(p.layout, p.direction, place);
-    h = value<C>(p.gates, (place * 4 + 3) * H + column) * simt::tanh(value<C>(p.cells, index));
+  const DeviceLayout& l = p.layout;
+  int64_t place = row_index(p.shape), first = 0;
+  int direction = 0;
+  if (place >= l.num_tokens) {
+    direction = 1;
+    place -= l.num_tokens;
+    first = l.num_tokens;
   }
-  put<T>(p.to, token * H + column, h);
+  if (direction >= p.num_directions || place >= l.num_tokens) return;
+  const bool there = place < count_tokens(l);
+  const int64_t token = there ? token_of(l, direction, place) : place, H = p.hidden_size;
+  const auto* o = static_cast<const C*>(p.gates) + ((first + place) * 4 + 3) * H;
+  const auto* c = static_cast<const C*>(p.cells) + (first + place) * H;
+  T* to = static_cast<T*>(p.to) + (first + token) * H;
+  const int group = 1 << p.shape.group_bits, lane = static_cast<int>(simt::lane()) & (group - 1);
+  for (int i = lane; i < p.shape.words; i += group) {
+    Pack<T, n> h;
+    if (there) {
+      const auto gates = load(reinterpret_cast<const Pack<C, n>*>(o) + i);
+      const auto cells = load(reinterpret_cast<const Pack<C, n>*>(c) + i);
+      for (int e = 0; e < n; ++e) h.v[e] = from_compute<T>(gates.v[e] * simt::tanh(cells.v[e]));
+    } else {
+      for (int e = 0; e < n; ++e) h.v[e] = from_compute<T>(0);
+    }
+    store(reinterpret_cast<Pack<T, n>*>(to) + i, h);
+  }
 }
 
-struct Biases {
-  const void* bias_ih;
-  const void* bias_hh;
-  int64_t count, both;
-  void* to;
+struct SurplusParams : Surplus {
+  int word;
 };
 
-template <class T>
-VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) biases_kernel(Biases p) {
-  const int64_t index = thread_index();
-  if (index >= p.count) return;
-  compute_t<T> sum = value<T>(p.bias_ih, index);
-  if (index < p.both) sum += value<T>(p.bias_hh, index);
-  put<T>(p.to, index, sum);
+VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) zero_surplus_kernel(SurplusParams p) {
+  const int64_t count = count_tokens(p.layout), surplus = p.layout.num_tokens - count;
+  const int64_t stride = int64_t{simt::num_blocks()} * kThreads;
+  for (int i = 0; i < p.count; ++i) {
+    void* const to = offset(p.to[i], count * p.row_bytes[i]);
+    for_word(p.word, [&](auto word) {
+      const int64_t words = surplus * (p.row_bytes[i] / static_cast<int64_t>(sizeof(word)));
+      for (int64_t at = thread_index(); at < words; at += stride) {
+        store(static_cast<decltype(word)*>(to) + at, word);
+      }
+    });
+  }
 }
 
 struct FinalRows {
@@ -116,75 +135,45 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) final_rows_kernel(FinalRows p) 
   if (segment >= 0) store(p.final_row + segment, row);
 }
 
-struct States {
-  DeviceLayout layout;
-  int64_t num_directions, columns;
-  void* to;
-};
-
 template <class T>
-VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) zero_final_kernel(States p) {
-  const DeviceLayout& l = p.layout;
-  const int64_t index = thread_index();
-  const int64_t segment = index / p.columns, column = index % p.columns;
-  check_batch_sizes(l, index, int64_t{simt::num_blocks()} * kThreads);
-  if (segment >= batch_size(l, 0)) return;
-  const int64_t row = final_row_of(l, segment);
-  if (row < 0) return;
-  for (int64_t d = 0; d < p.num_directions; ++d) {
-    store(static_cast<T*>(p.to) + (d * l.num_rows + row) * p.columns + column, from_compute<T>(0));
-  }
-}
-
-template <class T>
-VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) zero_surplus_kernel(Rows p) {
-  const int64_t first = count_tokens(p.layout) * p.columns, end = p.layout.num_tokens * p.columns;
-  const int64_t stride = int64_t{simt::num_blocks()} * kThreads;
-  for (int64_t index = first + thread_index(); index < end; index += stride) {
-    store(static_cast<T*>(p.to) + index, from_compute<T>(0));
-  }
+void launch_hidden(const HiddenRows& rows, void* stream) {
+  constexpr int n = 16 / sizeof(compute_t<T>);
+  const int64_t H = rows.hidden_size;
+  const uintptr_t apart = static_cast<uintptr_t>(H) * sizeof(compute_t<T>);
+  const bool packed = word_of({address(rows.gates), address(rows.cells), apart}) == 16 &&
+                      address(rows.to) % (n * sizeof(T)) == 0;
+  const HiddenParams p{rows, shape_of(1, packed ? H / n : H)};
+  launch_blocks(blocks_of(p.shape, rows.num_directions * rows.layout.num_tokens),
+                packed ? &hidden_kernel<T, n> : &hidden_kernel<T, 1>, p, stream);
 }
 
 }  // namespace
 
-void gather_tokens(Dtype dtype, const DeviceLayout& layout, const void* from, int64_t stride,
-                   int64_t columns, void* to, void* stream) {
-  for_dtype(dtype, [&](auto zero) {
-    launch_values(layout.num_tokens * columns, &gather_kernel<decltype(zero)>,
-                  Rows{layout, 0, from, nullptr, stride, columns, to}, stream);
-  });
+void scatter_tokens(const TokenRows& rows, void* stream) {
+  const int word =
+      word_of({address(rows.from), address(rows.to), static_cast<uintptr_t>(rows.pitch),
+               static_cast<uintptr_t>(rows.row_bytes)});
+  const RowParams p{rows, shape_of(word, rows.row_bytes)};
+  launch_blocks(blocks_of(p.shape, rows.layout.num_tokens), &scatter_kernel, p, stream);
 }
 
-void scatter_tokens(Dtype dtype, const DeviceLayout& layout, const void* from, int64_t columns,
-                    void* to, void* stream) {
-  for_dtype(dtype, [&](auto zero) {
-    launch_values(layout.num_tokens * columns, &scatter_kernel<decltype(zero)>,
-                  Rows{layout, 0, from, nullptr, columns, columns, to}, stream);
-  });
+void repeat_row(const void* from, int64_t row_bytes, int64_t num_rows, void* to, void* stream) {
+  const int word = word_of({address(from), address(to), static_cast<uintptr_t>(row_bytes)});
+  const RepeatParams p{from, to, num_rows, row_bytes, shape_of(word, row_bytes)};
+  launch_blocks(blocks_of(p.shape, num_rows), &repeat_kernel, p, stream);
 }
 
-void gather_previous(Dtype dtype, const DeviceLayout& layout, int direction, const void* out,
-                     int64_t stride, const void* h_0, int64_t columns, void* to, void* stream) {
-  for_dtype(dtype, [&](auto zero) {
-    launch_values(layout.num_tokens * columns, &previous_kernel<decltype(zero)>,
-                  Rows{layout, direction, out, h_0, stride, columns, to}, stream);
-  });
+void gather_previous(const PreviousRows& rows, void* stream) {
+  const int word = word_of({address(rows.out), address(rows.h_0), address(rows.to),
+                            static_cast<uintptr_t>(rows.row_bytes)});
+  PreviousParams p{rows, {}, shape_of(word, rows.row_bytes), 0};
+  p.token_blocks = blocks_to_gather(rows.tokens, p.token_shape);
+  launch_blocks(p.token_blocks + blocks_of(p.shape, rows.num_directions * rows.layout.num_tokens),
+                &previous_kernel, p, stream);
 }
 
-void gather_hidden(Dtype dtype, const DeviceLayout& layout, int direction, int64_t hidden_size,
-                   const void* gates, const void* cells, void* to, void* stream) {
-  for_dtype(dtype, [&](auto zero) {
-    launch_values(layout.num_tokens * hidden_size, &hidden_kernel<decltype(zero)>,
-                  Hidden{layout, direction, hidden_size, gates, cells, to}, stream);
-  });
-}
-
-void add_biases(Dtype dtype, const void* bias_ih, const void* bias_hh, int64_t count, int64_t both,
-                void* to, void* stream) {
-  for_dtype(dtype, [&](auto zero) {
-    launch_values(count, &biases_kernel<decltype(zero)>, Biases{bias_ih, bias_hh, count, both, to},
-                  stream);
-  });
+void gather_hidden(Dtype dtype, const HiddenRows& rows, void* stream) {
+  for_dtype(dtype, [&](auto zero) { launch_hidden<decltype(zero)>(rows, stream); });
 }
 
 void find_final_rows(const int64_t* final_segment, int64_t num_rows, int64_t num_segments,
@@ -193,22 +182,17 @@ void find_final_rows(const int64_t* final_segment, int64_t num_rows, int64_t num
                 FinalRows{final_segment, num_rows, num_segments, final_row}, stream);
 }
 
-void zero_final_rows(Dtype dtype, const DeviceLayout& layout, int64_t num_directions,
-                     int64_t columns, void* states, void* stream) {
-  for_dtype(dtype, [&](auto zero) {
-    launch_values(layout.num_segments * columns, &zero_final_kernel<decltype(zero)>,
-                  States{layout, num_directions, columns, states}, stream);
-  });
-}
-
-void zero_surplus_tokens(Dtype dtype, const DeviceLayout& layout, int64_t columns, void* tokens,
-                         void* stream) {
-  for_dtype(dtype, [&](auto zero) {
-    // Few threads: there may be nothing to do.
-    launch_values(std::min(layout.num_tokens * columns, kMostSurplus),
-                  &zero_surplus_kernel<decltype(zero)>,
-                  Rows{layout, 0, nullptr, nullptr, columns, columns, tokens}, stream);
-  });
+void zero_surplus_tokens(const Surplus& surplus, void* stream) {
+  uintptr_t all = 0;
+  int64_t most = 0;
+  for (int i = 0; i < surplus.count; ++i) {
+    all |= address(surplus.to[i]) | static_cast<uintptr_t>(surplus.row_bytes[i]);
+    most = std::max(most, surplus.row_bytes[i]);
+  }
+  const SurplusParams p{surplus, word_of({all})};
+  // Few threads: there may be nothing to do.
+  launch_blocks(std::min<int64_t>(shared_blocks(surplus.layout.num_tokens * (most / p.word)), 512),
+                &zero_surplus_kernel, p, stream);
 }
 
 }  // namespace varlen_rnn::cuda

@@ -40,6 +40,10 @@ inline void* advance(void* data, int64_t elements, const Tensor& like) {
   return const_cast<void*>(advance(static_cast<const void*>(data), elements, like));
 }
 
+inline int64_t bytes_of(const Tensor& tensor) {
+  return tensor.numel() * static_cast<int64_t>(tensor.element_size());
+}
+
 // Contiguous, and aligned as vector loads want it.
 inline Tensor aligned(const Tensor& tensor) {
   const Tensor t = dense(tensor);
@@ -59,20 +63,20 @@ Tensor call(const char* op, const char* overload, std::array<StableIValue, n> st
 // Products and sums go to tensors of ours: where autocast is on, torch's own would have its dtype.
 
 // linear.out(Tensor input, Tensor weight, Tensor? bias=None, *, Tensor(a!) out) -> Tensor(a!)
-inline Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
+inline void linear_out(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                       const Tensor& out) {
   using torch::stable::detail::from;
-  const Tensor out = torch::stable::new_empty(input, {input.size(0), weight.size(0)});
-  return call<4>("aten::linear", "out", {from(input), from(weight), from(bias), from(out)});
+  call<4>("aten::linear", "out", {from(input), from(weight), from(bias), from(out)});
 }
 // mm.out(Tensor self, Tensor mat2, *, Tensor(a!) out) -> Tensor(a!)
 inline void mm_out(const Tensor& a, const Tensor& b, const Tensor& out) {
   using torch::stable::detail::from;
   call<3>("aten::mm", "out", {from(a), from(b), from(out)});
 }
-inline Tensor mm(const Tensor& a, const Tensor& b) {
-  const Tensor out = torch::stable::new_empty(a, {a.size(0), b.size(1)});
-  mm_out(a, b, out);
-  return out;
+// bmm.out(Tensor self, Tensor mat2, *, Tensor(a!) out) -> Tensor(a!)
+inline void bmm_out(const Tensor& a, const Tensor& b, const Tensor& out) {
+  using torch::stable::detail::from;
+  call<3>("aten::bmm", "out", {from(a), from(b), from(out)});
 }
 // cumsum(Tensor self, int dim, *, ScalarType? dtype=None) -> Tensor
 inline Tensor cumsum(const Tensor& t) {
@@ -97,21 +101,6 @@ inline Tensor column_sums(const Tensor& matrix) {
   torch::stable::sum_out(sums, matrix, torch::headeronly::IntHeaderOnlyArrayRef(dims.data(), 1));
   return sums;
 }
-// torch.cat of two matrices' rows, or the only one
-inline Tensor stack_rows(const std::vector<Tensor>& parts) {
-  if (parts.size() == 1) return parts[0];
-  int64_t rows = 0;
-  for (const Tensor& part : parts) rows += part.size(0);
-  const Tensor all = torch::stable::new_empty(parts[0], {rows, parts[0].size(1)});
-  int64_t first = 0;
-  for (const Tensor& part : parts) {
-    Tensor to = slice(all, 0, first, part.size(0));
-    torch::stable::copy_(to, part);
-    first += part.size(0);
-  }
-  return all;
-}
-
 // torch.cuda.current_stream(device).cuda_stream
 void* current_stream(int32_t device);
 

@@ -47,10 +47,13 @@ def configure(
     limits: tuple[int, int] = HOPPER,
     is_capturing: bool = False,
     self_check: bool = False,
+    has_cublas: bool = True,
+    math_mode: int = 0,
 ) -> None:
     """How ops run from now on: on which path, and on which machine.
 
-    ``clusters`` are active at a time; ``on_device`` says that ``batch_sizes`` lie on the device.
+    ``clusters`` are active at a time; ``on_device`` says that ``batch_sizes`` lie on the device;
+    ``math_mode`` is that of torch's products.
     """
     settings, machine = _emulated.settings(), _emulated.machine()
     settings.persistent, settings.cluster_size = persistent, cluster_size
@@ -58,6 +61,9 @@ def configure(
     settings.self_check = self_check
     machine.active_clusters, machine.seed = clusters, seed
     machine.is_capturing = is_capturing
+    blas = _emulated.blas()
+    blas.is_there, blas.math_mode, blas.status = has_cublas, math_mode, 0
+    _emulated.take_products()
     machine.device.max_shared_bytes, machine.device.max_cluster_size = limits
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import pytest
@@ -10,8 +11,10 @@ import torch
 from helpers import (
     CELLS,
     FORMS,
+    Results,
     Segment,
     as_hx,
+    largest,
     max_error,
     ours_in_form,
     random_batch,
@@ -193,3 +196,59 @@ def test_output_states(name: str) -> None:
             _, (_, c_n) = rnn(x[:, : step + 1])
             error = max_error(cells[:, step].cpu(), c_n[0].cpu())
             assert error <= PRECISIONS[name][2], f"step {step}: error {error:.3g}"
+
+
+@contextmanager
+def torch_products(precision: str) -> Iterator[None]:
+    """torch's switch of its own products, which is not that of recurrent layers."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = precision
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+def are_tf32(got: Results, expected: Results, names: list[str]) -> set[bool]:
+    """Of these results, whether they come of TF32: float32's errors are a hundred times smaller."""
+    return {max_error(got[name], expected[name]) > 1e-5 * largest(expected[name]) for name in names}
+
+
+@pytest.mark.parametrize("hidden_size", [17, 64])
+@pytest.mark.parametrize("of_torch", ["ieee", "tf32"])
+@pytest.mark.parametrize("name", ["float32", "tf32"])
+@pytest.mark.parametrize("cell", CELLS)
+@cuda_only
+def test_one_switch_for_all_products(cell: str, name: str, of_torch: str, hidden_size: int) -> None:
+    """That of recurrent layers, whatever torch's other one says; and that is left as it was."""
+    if torch.cuda.get_device_capability()[0] < 8:
+        pytest.skip("has no TF32")
+    rnn = module(cell, name, 512, hidden_size, batch_first=True)
+    x = torch.randn(8, 6, 512, device=DEVICE)
+    states = [s.to(DEVICE) for s in random_hx(rnn, 8)]
+
+    def call(of: nn.RNNBase) -> Callable[..., tuple[Tensor, list[Tensor]]]:
+        def run(x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+            out, hx = of(x, as_hx(states))
+            return out, states_of(hx)
+
+        return run
+
+    def is_tf32(x: Tensor, of_steps: bool, names: list[str]) -> set[bool]:
+        """Where only the products of the steps, or only those of all tokens, are not of zeros."""
+        with torch.no_grad():
+            rnn.weight_hh_l0.mul_(1.0 if of_steps else 0.0)
+        truth = truth_of(rnn, cell)
+        doubles = in_double([x])[0], in_double(states)
+        expected = run_with_gradients(truth, *doubles, call(truth))
+        with precision(name), torch_products(of_torch):
+            got = run_with_gradients(rnn, x, states, call(rnn))
+        return are_tf32(got, expected, names)
+
+    assert is_tf32(torch.zeros_like(x), True, ["out", "d_h_0"]) == {name == "tf32"}
+    of_tokens = ["out", "d_x", "d_weight_ih_l0", "d_weight_hh_l0"]
+    assert is_tf32(x, False, of_tokens) == {name == "tf32"}
+    with torch_products(of_torch):
+        product = {"": (x[0] @ x[1].T).cpu()}
+    expected = {"": in_double([x[0]])[0] @ in_double([x[1]])[0].T}
+    assert are_tf32(product, expected, [""]) == {of_torch == "tf32"}

@@ -5,8 +5,10 @@
 
 #include <cstdint>
 #include <tuple>
+#include <utility>
 #include <vector>
 
+#include "cuda/emulator/cublas.h"
 #include "cuda/launch.cuh"
 #include "cuda/python_self_check.h"
 #include "cuda/python_settings.h"
@@ -86,6 +88,20 @@ PYBIND11_MODULE(_emulated, m) {
       .def_readonly("input_bytes", &cuda::Team::input_bytes)
       .def_readonly("shared_bytes", &cuda::Team::shared_bytes);
 
+  py::class_<emulator::Product>(m, "Product", py::module_local())
+      .def_readonly("m", &emulator::Product::m)
+      .def_readonly("n", &emulator::Product::n)
+      .def_readonly("k", &emulator::Product::k)
+      .def_readonly("count", &emulator::Product::count)
+      .def_readonly("is_tf32", &emulator::Product::is_tf32)
+      .def_readonly("is_reduced", &emulator::Product::is_reduced);
+  py::class_<emulator::Blas>(m, "Blas", py::module_local())
+      .def_readwrite("is_there", &emulator::Blas::is_there)
+      .def_readwrite("status", &emulator::Blas::status)
+      .def_readwrite("math_mode", &emulator::Blas::math_mode);
+
+  m.def("blas", &emulator::blas, py::return_value_policy::reference);
+  m.def("take_products", [] { return std::exchange(emulator::blas().products, {}); });
   m.def("machine", &emulator::settings, py::return_value_policy::reference);
   m.def("counters", &counters);
   m.def("possible_teams", &possible_teams, py::kw_only(), py::arg("is_lstm"),
