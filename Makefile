@@ -189,10 +189,11 @@ test-wheel: wheel  ## install the wheel in a clean environment, and run a short 
 gpu-prebuild: $(BUILD_TOOLS)  ## build what gpu-check runs, with no GPU (ARGS="--python python3.12 --arch 90")
 	$(BIN)/python -m tools.gpu.prebuild $(ARGS)
 
-# PYTHONPATH counts here: it may hold packages that the machine's Python lacks.
+# With the machine's own Python, which has a torch with CUDA, but for a dry run. PYTHONPATH counts here: it may hold
+# packages that this Python lacks.
 gpu-check: export PYTHONPATH := $(PYTHONPATH)
 gpu-check:  ## on a machine with an NVIDIA GPU: test, calibrate, time: 400 s (ARGS=--dry-run: on the CPU)
-	$(PYTHON) -m tools.gpu.check $(if $(OUT),--output '$(OUT)') $(ARGS)
+	$(if $(findstring --dry-run,$(ARGS)),$(BIN)/python,$(PYTHON)) -m tools.gpu.check $(if $(OUT),--output '$(OUT)') $(ARGS)
 
 bench: ready  ### run the short benchmarks (ARGS=--full: all of them)
 	$(call step,$(TOOLS),Installing all other tools)

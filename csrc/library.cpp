@@ -38,8 +38,9 @@
 VARLEN_RNN_DEFINE(VARLEN_RNN_LIBRARY, m) {
   m.def(
       "layout_from_rows(Tensor positions, Tensor? lengths, Tensor? first, Tensor? mask, "
-      "Tensor? resets, bool batch_first, bool at_capacity) -> "
-      "(Tensor batch_sizes, Tensor rows, Tensor initial_row, Tensor final_segment)");
+      "Tensor? resets, bool batch_first, bool bidirectional, bool at_capacity) -> "
+      "(Tensor batch_sizes, Tensor rows, Tensor reverse, Tensor initial_row, Tensor "
+      "final_segment)");
   m.def("reverse_order(Tensor batch_sizes, Tensor tokens) -> Tensor");
 
   m.def("lstm_inference(" VARLEN_RNN_LSTM ") -> (Tensor out, Tensor h_n, Tensor c_n)");

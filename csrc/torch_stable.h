@@ -75,6 +75,7 @@ inline void check_dtype(const char* op, const char* name, const Tensor& tensor,
 struct Place {
   int32_t type, index;
 
+  Place() : type(aoti_torch_device_type_cpu()), index(-1) {}
   explicit Place(const Tensor& tensor) {
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &index));
@@ -100,17 +101,20 @@ inline Tensor dense(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-// torch.empty of a CPU tensor, for values that are written at once: past the dispatcher, which costs
-// as much as a small layer, and with it past torch.utils.deterministic's filling.
-inline Tensor unfilled(int32_t dtype, std::initializer_list<int64_t> sizes) {
+// torch.empty, for values that are written at once: past the dispatcher, which costs as much as a
+// small layer, and with it past torch.utils.deterministic's filling.
+inline Tensor unfilled(Place place, int32_t dtype, std::initializer_list<int64_t> sizes) {
   std::vector<int64_t> strides(sizes.size());
   int64_t stride = 1;
   for (size_t i = sizes.size(); i-- > 0; stride *= sizes.begin()[i]) strides[i] = stride;
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()),
                                                          sizes.begin(), strides.data(), dtype,
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
+                                                         place.type, place.index, &handle));
   return Tensor(handle);
+}
+inline Tensor unfilled(int32_t dtype, std::initializer_list<int64_t> sizes) {
+  return unfilled(Place(), dtype, sizes);
 }
 
 // Tensor.new_empty, likewise.

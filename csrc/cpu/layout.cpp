@@ -1,11 +1,10 @@
 // The ops that make layouts, each in one pass over the tokens: varlen_rnn/layout/ has the same in
 // plain PyTorch, which is their specification.
 #include <algorithm>
-#include <limits>
 #include <tuple>
 #include <vector>
 
-#include "checks.h"
+#include "layout_arguments.h"
 
 namespace varlen_rnn {
 namespace {
@@ -22,13 +21,21 @@ Tensor new_indices(int64_t used, int64_t size, int64_t beyond) {
 
 // Where the positions of a batch lie in the flat tensor of R rows.
 struct Positions {
-  int64_t num_rows, num_steps;
+  int64_t num_rows, num_steps, num_flat_rows;
   const int64_t* lengths;  // [B], or null: T each
   const int64_t* first;    // [B]: rows back to back
   bool is_flat;            // whether `first` counts, and this is no padded batch
   bool batch_first;
 
-  int64_t num_flat_rows() const { return is_flat ? num_steps : num_rows * num_steps; }
+  explicit Positions(const RowArrays& given)
+      : num_rows(given.num_rows),
+        num_steps(given.num_steps),
+        num_flat_rows(given.num_flat_rows),
+        lengths(static_cast<const int64_t*>(pointer(given.lengths))),
+        first(static_cast<const int64_t*>(pointer(given.first))),
+        is_flat(given.first.has_value()),
+        batch_first(given.batch_first) {}
+
   int64_t length(int64_t b) const { return lengths != nullptr ? lengths[b] : num_steps; }
   int64_t begin(int64_t b) const { return is_flat ? first[b] : batch_first ? b * num_steps : b; }
   int64_t stride() const { return is_flat || batch_first ? 1 : num_rows; }
@@ -38,7 +45,7 @@ struct Positions {
       STD_TORCH_CHECK(length(b) >= 0 && length(b) <= num_steps, op,
                       ": lengths must be in [0, T] = ", "[0, ", num_steps, "], got ", length(b),
                       " at index ", b);
-      const int64_t last = num_flat_rows() - length(b);
+      const int64_t last = num_flat_rows - length(b);
       STD_TORCH_CHECK(!is_flat || (first[b] >= 0 && first[b] <= last), op,
                       ": first must be in [0, R - length] = ", "[0, ", last, "], got ", begin(b),
                       " at index ", b);
@@ -101,44 +108,36 @@ struct Segments {
   }
 };
 
-// batch_sizes [S], rows [N], initial_row [G], final_segment [B]; at capacity as large as any batch of
-// these shapes may need, so that nobody has to know the values to know the sizes, and batch_sizes with
-// at least one 0 at the end.
-std::tuple<Tensor, Tensor, Tensor, Tensor> layout_from_rows(
+// For every token (step, segment) the token (length - 1 - step, segment): [N], where N may be a
+// capacity.
+Tensor reverse_of(const char* op, const Tensor& batch_sizes, int64_t num_tokens) {
+  const HostSteps steps(op, batch_sizes, num_tokens);
+  const Tensor reverse = new_indices(steps.num_tokens, num_tokens, 0);
+  int64_t* tokens = reverse.mutable_data_ptr<int64_t>();
+  int64_t length = steps.num_steps();
+  for (int64_t j = 0; j < steps.num_segments(); ++j) {
+    while (steps.batch_sizes[length - 1] <= j) --length;
+    for (int64_t s = 0; s < length; ++s) {
+      tokens[steps.first_token[s] + j] = steps.first_token[length - 1 - s] + j;
+    }
+  }
+  return reverse;
+}
+
+// batch_sizes [S], rows [N], reverse [N] (or [0] for one direction), initial_row [G], final_segment
+// [B]; at capacity as large as any batch of these shapes may need, so that nobody has to know the
+// values to know the sizes, and batch_sizes with at least one 0 at the end.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layout_from_rows(
     const Tensor& all_positions, const OptionalTensor& lengths, const OptionalTensor& first,
-    const OptionalTensor& mask, const OptionalTensor& resets, bool batch_first, bool at_capacity) {
+    const OptionalTensor& mask, const OptionalTensor& resets, bool batch_first, bool bidirectional,
+    bool at_capacity) {
   const char* op = "varlen_rnn::layout_from_rows";
-  const bool is_flat = first.has_value();
-  STD_TORCH_CHECK(all_positions.dim() == (is_flat ? 2 : 3), op, ": positions must be ",
-                  is_flat ? "[R, 0]" : "[B, T, 0]", ", got ", to_string(all_positions.sizes()));
-  STD_TORCH_CHECK(!is_flat || first->dim() == 1, op, ": first must be [B], got ",
-                  to_string(first->sizes()));
-  const int64_t num_rows = is_flat ? first->size(0) : all_positions.size(0);
-  const int64_t num_steps = all_positions.size(is_flat ? 0 : 1);
-  STD_TORCH_CHECK(num_steps == 0 || num_rows <= std::numeric_limits<int64_t>::max() / num_steps, op,
-                  ": B * T must fit 64 bits, got ", num_rows, " and ", num_steps);
-  TensorList keep;
-  const auto values = [&](const char* name, const OptionalTensor& tensor, ScalarType dtype,
-                          const char* symbols, int64_t size) -> const void* {
-    if (!tensor.has_value()) return nullptr;
-    check_dtype(op, name, *tensor, dtype);
-    check_shape(op, name, *tensor, symbols, {size});
-    keep.push_back(dense(*tensor));
-    return keep.back().const_data_ptr();
-  };
-  const Positions positions = {
-      num_rows,
-      num_steps,
-      static_cast<const int64_t*>(values("lengths", lengths, ScalarType::Long, "[B]", num_rows)),
-      static_cast<const int64_t*>(values("first", first, ScalarType::Long, "[B]", num_rows)),
-      is_flat,
-      batch_first};
+  const RowArrays given(op, all_positions, lengths, first, mask, resets, batch_first);
+  const int64_t num_rows = given.num_rows, num_steps = given.num_steps, R = given.num_flat_rows;
+  const Positions positions(given);
   positions.check(op);
-  const int64_t R = positions.num_flat_rows();
-  const void* is_valid = values("mask", mask, ScalarType::Bool, "[R]", R);
-  const void* is_reset = values("resets", resets, ScalarType::Bool, "[R]", R);
-  const Segments segments(positions, static_cast<const bool*>(is_valid),
-                          static_cast<const bool*>(is_reset));
+  const Segments segments(positions, static_cast<const bool*>(pointer(given.mask)),
+                          static_cast<const bool*>(pointer(given.resets)));
   const int64_t longest = segments.longest;
 
   // Segments longer than s: those of length s + 1, and those longer than s + 1.
@@ -171,30 +170,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layout_from_rows(
   for (int64_t s = 0; s < longest; ++s) {
     for (int64_t j = 0; j < longer[s]; ++j) *row++ = segments.flat_row(begin[j], s);
   }
-  return {batch_sizes, rows, initial_row, final_segment};
+  const Tensor reverse = bidirectional ? reverse_of(op, batch_sizes, rows.numel()) : new_indices(0);
+  return {batch_sizes, rows, reverse, initial_row, final_segment};
 }
 
-// For every token (step, segment) the token (length - 1 - step, segment): [N], where N may be a
-// capacity.
 Tensor reverse_order(const Tensor& batch_sizes, const Tensor& tokens_there) {
   const char* op = "varlen_rnn::reverse_order";
   STD_TORCH_CHECK(tokens_there.dim() == 2, op, ": tokens must be [N, 0], got ",
                   to_string(tokens_there.sizes()));
-  const int64_t num_tokens = tokens_there.size(0);
   check_dtype(op, "batch_sizes", batch_sizes, ScalarType::Long);
   STD_TORCH_CHECK(batch_sizes.dim() == 1, op, ": batch_sizes must be [S], got ",
                   to_string(batch_sizes.sizes()));
-  const HostSteps steps(op, dense(batch_sizes), num_tokens);
-  const Tensor reverse = new_indices(steps.num_tokens, num_tokens, 0);
-  int64_t* tokens = reverse.mutable_data_ptr<int64_t>();
-  int64_t length = steps.num_steps();
-  for (int64_t j = 0; j < steps.num_segments(); ++j) {
-    while (steps.batch_sizes[length - 1] <= j) --length;
-    for (int64_t s = 0; s < length; ++s) {
-      tokens[steps.first_token[s] + j] = steps.first_token[length - 1 - s] + j;
-    }
-  }
-  return reverse;
+  return reverse_of(op, dense(batch_sizes), tokens_there.size(0));
 }
 
 }  // namespace

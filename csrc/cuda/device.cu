@@ -42,7 +42,8 @@ std::string why_not_on(int index) {
 bool is_capturing(void* stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   const cudaError_t error = cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status);
-  // Asked of the legacy stream while a stream that waits for it captures: not of this one.
+  // What the legacy stream, which cannot be captured, answers while another stream is: that one is
+  // left as it was.
   if (simt::is_answer(error, {cudaErrorStreamCaptureImplicit})) return false;
   simt::check(error, "cudaStreamIsCapturing");
   return status != cudaStreamCaptureStatusNone;

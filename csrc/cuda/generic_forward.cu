@@ -12,7 +12,6 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) start_kernel(ForwardStep p) {
   const int64_t H = p.hidden_size, P = p.output_size, widest = H > P ? H : P;
   const DeviceLayout& l = p.layout;
   const int64_t index = thread_index(), state = index / widest, column = index % widest;
-  check_batch_sizes(l, index, int64_t{simt::num_blocks()} * kThreads);
   if (state >= p.num_directions * l.num_segments) return;
   const int direction = state >= l.num_segments ? 1 : 0;
   const int64_t segment = state - direction * l.num_segments;

@@ -42,7 +42,7 @@ std::vector<int64_t> segments_of_steps(const LayoutTensors& l, void* stream) {
   const int64_t N = l.layout.num_tokens, G = l.layout.num_segments;
   std::vector<int64_t> segments(static_cast<size_t>(l.layout.num_steps));
   if (l.layout.num_steps == N && l.layout.num_rows > 1 && !is_capturing(stream)) {
-    Tensor sizes = to_host(l.batch_sizes);
+    Tensor sizes = to_host(l.derived->batch_sizes());
     const int64_t* values = sizes.const_data_ptr<int64_t>();
     const int64_t* end = std::find(values, values + N, 0);
     return {values, end};

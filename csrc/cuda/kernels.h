@@ -26,6 +26,16 @@ bool is_capturing(void* stream);
 // none is to be made.
 WaitStatus* wait_status(int index, bool make);
 
+// device_layout.cu: two launches, three with a mask or resets.
+void make_device_layout(const DeviceRows& p, void* stream);
+
+// layout.cu
+// first_token [S], and from the segment that each row ends with, or -1, [B], the row that each segment
+// is the last one of, or -1: final_row [G]. Checks what batch_sizes say, so that later kernels may
+// rely on it. Of `layout` it reads batch_sizes alone.
+void derive_layout(const DeviceLayout& layout, const int64_t* final_segment, int64_t* first_token,
+                   int64_t* final_row, void* stream);
+
 // plan.cu
 void make_plan(const Plan& p, void* stream);
 
@@ -101,14 +111,13 @@ void start_forward(const ForwardStart& start, void* stream);
 // of the final states for rows without a segment and zeros for the others, and pieces.
 struct BackwardStart {
   DeviceLayout layout;
-  int num_directions;  // D
-  const int64_t*
-      final_segment;         // [B]        in, -1 for rows without a segment; null: no row has one
-  int64_t h_bytes, c_bytes;  // of a row
-  const void* d_h_n;         // [D, B, *]  in, or null for zeros
-  const void* d_c_n;         // [D, B, *]  in, or null for zeros
-  void* d_h_0;               // [D, B, *]  out
-  void* d_c_0;               // [D, B, *]  out, or null
+  int num_directions;            // D
+  const int64_t* final_segment;  // [B]        in, -1 for none, or null: no row has one
+  int64_t h_bytes, c_bytes;      // of a row
+  const void* d_h_n;             // [D, B, *]  in, or null for zeros
+  const void* d_c_n;             // [D, B, *]  in, or null for zeros
+  void* d_h_0;                   // [D, B, *]  out
+  void* d_c_0;                   // [D, B, *]  out, or null
   Pieces pieces;
 };
 void start_backward(const BackwardStart& start, void* stream);
@@ -137,10 +146,6 @@ struct HiddenRows {
 };
 void gather_hidden(Dtype dtype, const HiddenRows& rows, void* stream);
 
-// From the segment that each row ends with, or -1, [B], to the row that each segment is the last one
-// of: [G], all -1 before.
-void find_final_rows(const int64_t* final_segment, int64_t num_rows, int64_t num_segments,
-                     int64_t* final_row, void* stream);
 // The rows from the N-th token on become zeros, of `count` arrays [N, *].
 struct Surplus {
   DeviceLayout layout;

@@ -8,12 +8,8 @@
 #include "cuda/simt.cuh"
 
 #ifndef VARLEN_RNN_EMULATE
-#include <algorithm>
-#include <initializer_list>
 #include <map>
 #include <mutex>
-#include <stdexcept>
-#include <string>
 #include <utility>
 #endif
 
@@ -23,20 +19,9 @@
 
 #else
 
+#include "cuda/gpu/errors.h"
+
 namespace varlen_rnn::simt {
-
-inline void check(cudaError_t error, const char* call) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // reported here, so not by whoever asks next
-  throw std::runtime_error(std::string(call) + ": " + cudaGetErrorString(error));
-}
-
-// Whether an error is one of these, which answer a question; then it is forgotten.
-inline bool is_answer(cudaError_t error, std::initializer_list<cudaError_t> answers) {
-  if (std::find(answers.begin(), answers.end(), error) == answers.end()) return false;
-  cudaGetLastError();
-  return true;
-}
 
 // Cached; the current device where index is -1.
 inline Device device_properties(int index) {

@@ -3,6 +3,7 @@
 
 #include "checks.h"
 #include "cuda/kernels.h"
+#include "cuda/layout_cache.h"
 #include "cuda/tensors.h"
 #include "op_table.h"
 
@@ -10,11 +11,11 @@ namespace varlen_rnn::cuda {
 
 // The layout on the device. Nothing of it is read here but batch_sizes that lie on the CPU.
 struct LayoutTensors {
-  Tensor batch_sizes, first_token;        // on the device
-  OptionalTensor rows, reverse;           // on the device
-  Tensor initial_row, final_row;          // on the device
-  std::vector<int64_t> host_batch_sizes;  // empty if they are on the device
-  bool exact;                             // whether these are the sizes
+  OptionalTensor rows, reverse;            // on the device
+  Tensor initial_row;                      // on the device
+  std::shared_ptr<DerivedLayout> derived;  // null if there is no token
+  std::vector<int64_t> host_batch_sizes;   // empty if they are on the device
+  bool exact;                              // whether these are the sizes
   DeviceLayout layout{};
 
   LayoutTensors(const char* op, const Tensor& x, int64_t num_directions, const Tensor& batch_sizes,

@@ -30,11 +30,7 @@ LayoutTensors::LayoutTensors(const char* op, const Tensor& x, int64_t num_direct
                              const Tensor& sizes, const OptionalTensor& given_rows,
                              const OptionalTensor& given_reverse, const Tensor& given_initial,
                              const Tensor& final_segment, void* stream)
-    : batch_sizes(sizes),
-      first_token(sizes),
-      initial_row(given_initial),
-      final_row(given_initial),
-      exact(false) {
+    : initial_row(given_initial), exact(false) {
   const Place place(x);
   const bool on_host = is_on_host(sizes);
   layout.num_flat_rows = x.size(0);
@@ -53,7 +49,7 @@ LayoutTensors::LayoutTensors(const char* op, const Tensor& x, int64_t num_direct
       !on_host || !is_capturing(stream), op,
       ": lengths must be on the device while a CUDA graph is captured (and a PackedSequence "
       "has none there), got cpu");
-  batch_sizes = dense(sizes);
+  Tensor batch_sizes = dense(sizes);
   layout.num_steps = batch_sizes.numel();
   if (given_rows) {
     rows = checked_indices(op, "rows", *given_rows, place, "[N]", layout.num_tokens);
@@ -84,26 +80,39 @@ LayoutTensors::LayoutTensors(const char* op, const Tensor& x, int64_t num_direct
   if (layout.num_steps == 0 || layout.num_segments == 0) layout.num_tokens = 0;
   if (is_empty()) return;
 
-  if (on_host) {
-    const Tensor on_device = torch::stable::new_empty(initial_row, {layout.num_steps});
-    Tensor to = on_device;
-    torch::stable::copy_(to, batch_sizes, /*non_blocking=*/true);
-    batch_sizes = on_device;
+  // A recorded call's arrays on the host have room to spare.
+  const bool keeps = keeps_plans() && (exact || !on_host) && !is_capturing(stream);
+  const auto derive = [&] {
+    return std::make_shared<DerivedLayout>(layout, batch_sizes, last_segments, on_host, place,
+                                           stream);
+  };
+  if (keeps) {
+    LayoutKey key{place, stream, layout.num_flat_rows, host_batch_sizes, {}};
+    std::vector<Tensor> arrays;
+    const auto add = [&](size_t index, const OptionalTensor& array) {
+      if (!array) return;
+      key.arrays[index] = {array->const_data_ptr(), array->size(0), array->stride(0)};
+      arrays.push_back(*array);
+    };
+    if (!on_host) add(0, sizes);
+    add(1, given_rows);
+    add(2, given_reverse);
+    add(3, given_initial);
+    add(4, final_segment);
+    derived = find_layout(key);
+    if (!derived) {
+      derived = derive();
+      keep_layout(key, derived, std::move(arrays));
+    }
+  } else {
+    derived = derive();
   }
-  first_token = torch::stable::new_zeros(batch_sizes, {layout.num_steps + 1});
-  Tensor sums = slice(first_token, 0, 1, layout.num_steps);
-  torch::stable::copy_(sums, cumsum(batch_sizes));
-  layout.batch_sizes = indices(batch_sizes);
-  layout.first_token = indices(first_token);
+  layout.batch_sizes = indices(derived->batch_sizes());
+  layout.first_token = indices(derived->first_token());
+  layout.final_row = indices(derived->final_row());
   layout.rows = indices(rows);
   layout.reverse = indices(reverse);
   layout.initial_row = indices(initial_row);
-  final_row = torch::stable::new_empty(initial_row, {layout.num_segments});
-  torch::stable::fill_(final_row, -1);
-  int64_t* rows_of_segments = static_cast<int64_t*>(device_pointer(final_row));
-  layout.final_row = rows_of_segments;
-  find_final_rows(indices(last_segments), layout.num_rows, layout.num_segments, rows_of_segments,
-                  stream);
 }
 
 }  // namespace varlen_rnn::cuda

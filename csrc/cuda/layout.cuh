@@ -19,8 +19,8 @@ VARLEN_RNN_DEVICE int64_t batch_size(const DeviceLayout& l, int64_t step) {
                  "varlen_rnn: batch_sizes must be in [0, G]");
 }
 
-// Each of a grid's threads looks at some: a layout's first kernel does, so that later ones may rely on
-// what this says.
+// Each of a grid's threads looks at some: derive_layout does, a layout's first kernel, so that later
+// ones may rely on what this says.
 VARLEN_RNN_DEVICE void check_batch_sizes(const DeviceLayout& l, int64_t index, int64_t stride) {
   for (int64_t step = index; step < l.num_steps; step += stride) {
     if (batch_size(l, step) < batch_size(l, step + 1)) {

@@ -24,6 +24,40 @@ struct DeviceLayout {
   const int64_t* final_row;    // [G]  row of h_n, c_n, or -1 for none
 };
 
+// A batch whose rows are known to the device alone, and the layout to be made of it, with arrays as
+// large as they may have to be. T is R where `first` is given.
+struct DeviceRows {
+  int64_t num_rows;        // B
+  int64_t num_steps;       // T
+  int64_t num_flat_rows;   // R, and the capacity of N
+  int64_t num_segments;    // G, capacity: R with resets, else B or R, whichever is less
+  bool batch_first;        // of a padded batch
+  const int64_t* lengths;  // [B]  in, or null: T each
+  const int64_t* first;    // [B]  in: flat row that each row begins at, or null for a padded batch
+  const uint8_t* mask;     // [R]  in, or null
+  const uint8_t* resets;   // [R]  in, or null
+  int64_t* batch_sizes;    // [T]  out, zeros behind the last step
+  int64_t* rows;           // [R]  out, zeros behind the last token
+  int64_t* reverse;        // [R]  out, the same, or null
+  int64_t* initial_row;    // [G]  out, -1 behind the last segment
+  int64_t* final_segment;  // [B]  out
+  // Scratch, null where it is not used.
+  int64_t* totals;             // [3]  steps, segments, tokens
+  int64_t* first_token;        // [T]  as in DeviceLayout
+  int64_t* length_of_segment;  // [B], with resets [R]; segments in the order of rows
+  int64_t* order;              // the same: segments, the longest first
+  int64_t* other_order;        // the same
+  int64_t* tokens_of_row;      // [B]  with a mask or resets
+  int64_t* tokens;            // [R]  with a mask: flat rows of each row's tokens, from its begin on
+  int64_t* starts;            // [R]  with resets, these four: of each row's segments among its
+                              //      tokens, from its begin on
+  int64_t* segments_of_row;   // [B]
+  int64_t* first_segment;     // [B]
+  int64_t* begins_anew;       // [B]  1 if a reset stands at the row's first token
+  int64_t* row_of_segment;    // [R]  with resets, both
+  int64_t* start_of_segment;  // [R]
+};
+
 // What a slot does in a step of its team.
 struct alignas(16) Turn {
   static constexpr int32_t kContinues = -2;  // in the middle of a segment

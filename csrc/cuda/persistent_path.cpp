@@ -107,42 +107,18 @@ Choice choice_of(const Layer& layer, bool is_backward, int32_t device, void* str
   return choice;
 }
 
-// The plan's arrays, and teams for each direction: as many as the device holds at a time, and no more
-// than there are segments.
-struct PlanTensors {
-  Plan plan{};
-  Tensor chain_start, load, first_step, turns;
+using SharedPlan = std::shared_ptr<const PlanTensors>;
 
-  PlanTensors(const Layer& layer, const Choice& choice, void* stream)
-      : chain_start(ints(layer, layer.layout.layout.num_segments)),
-        load(chain_start),
-        first_step(chain_start),
-        turns(chain_start) {
-    const DeviceLayout& l = layer.layout.layout;
-    const int64_t D = layer.call.num_directions;
-    int64_t teams =
-        std::max<int64_t>(1, std::min<int64_t>(choice.active_clusters / D, l.num_segments));
-    if (forced().max_teams > 0) teams = std::min<int64_t>(teams, forced().max_teams);
-    const int64_t longest_chain = ceil_div(l.num_tokens, teams * kSlots) + l.num_steps;
-    const int64_t capacity = std::min(l.num_tokens, teams * longest_chain);
-    load = ints(layer, teams * kSlots);
-    first_step = ints(layer, teams + 1);
-    turns = ints(layer, D * capacity * kSlots * static_cast<int64_t>(sizeof(Turn)) / 4);
-    plan.layout = l;
-    plan.num_directions = static_cast<int>(D);
-    plan.num_teams = static_cast<int>(teams);
-    plan.capacity = static_cast<int>(capacity);
-    plan.chain_start = static_cast<int32_t*>(device_pointer(chain_start));
-    plan.load = static_cast<int32_t*>(device_pointer(load));
-    plan.first_step = static_cast<int32_t*>(device_pointer(first_step));
-    plan.turns = static_cast<Turn*>(device_pointer(turns));
-    make_plan(plan, stream);
-  }
-
-  static Tensor ints(const Layer& layer, int64_t count) {
-    return torch::stable::new_empty(layer.input.x, {count}, ScalarType::Int);
-  }
-};
+// Teams for each direction: as many as the device holds at a time, and no more than there are
+// segments.
+SharedPlan plan_of(const Layer& layer, const Choice& choice, void* stream) {
+  const int64_t D = layer.call.num_directions;
+  const DeviceLayout& l = layer.layout.layout;
+  int64_t teams =
+      std::max<int64_t>(1, std::min<int64_t>(choice.active_clusters / D, l.num_segments));
+  if (forced().max_teams > 0) teams = std::min<int64_t>(teams, forced().max_teams);
+  return layer.layout.derived->plan(l, D, teams, stream);
+}
 
 // What the kernel reads as vectors, aligned for that: to live until after its launch, for what torch
 // frees it gives to the next who asks.
@@ -157,14 +133,14 @@ struct AlignedWeights {
 void fill_in(const Layer& layer, const Choice& choice, int32_t device, const PlanTensors& plan,
              const AlignedWeights& weights, Persistent& p) {
   p.team = choice.team;
-  p.num_directions = plan.plan.num_directions;
-  p.num_teams = plan.plan.num_teams;
-  p.capacity = plan.plan.capacity;
+  p.num_directions = plan.directions;
+  p.num_teams = plan.teams;
+  p.capacity = plan.capacity;
   p.num_rows = layer.layout.layout.num_rows;
   p.num_tokens = layer.layout.layout.num_tokens;
   p.hidden_size = layer.call.hidden_size;
-  p.first_step = plan.plan.first_step;
-  p.turns = plan.plan.turns;
+  p.first_step = plan.first_step();
+  p.turns = plan.turns();
   for (int64_t d = 0; d < layer.call.num_directions; ++d) {
     p.weight_hh[d] = device_pointer(weights.weight_hh[d]);
   }
@@ -180,10 +156,10 @@ void fill_in(const Layer& layer, const Choice& choice, int32_t device, const Pla
 bool run_persistent(const Layer& layer, const ForwardTensors& t, int32_t device, void* stream) {
   const Choice choice = choice_of(layer, /*is_backward=*/false, device, stream);
   if (choice.active_clusters == 0) return false;
-  const PlanTensors plan(layer, choice, stream);
+  const SharedPlan plan = plan_of(layer, choice, stream);
   const AlignedWeights weights(layer);
   PersistentForward p{};
-  fill_in(layer, choice, device, plan, weights, p);
+  fill_in(layer, choice, device, *plan, weights, p);
   const OptionalTensor h_0 = aligned(t.h_0), c_0 = aligned(t.c_0);
   const Tensor inputs = aligned(t.inputs);
   const int64_t H = layer.call.hidden_size;
@@ -207,10 +183,10 @@ bool run_persistent(const Layer& layer, const ForwardTensors& t, int32_t device,
 bool run_persistent(const Layer& layer, const BackwardTensors& t, int32_t device, void* stream) {
   const Choice choice = choice_of(layer, /*is_backward=*/true, device, stream);
   if (choice.active_clusters == 0) return false;
-  const PlanTensors plan(layer, choice, stream);
+  const SharedPlan plan = plan_of(layer, choice, stream);
   const AlignedWeights weights(layer);
   PersistentBackward p{};
-  fill_in(layer, choice, device, plan, weights, p);
+  fill_in(layer, choice, device, *plan, weights, p);
   const OptionalTensor d_out = aligned(t.d_out), d_h_n = aligned(t.d_h_n);
   const OptionalTensor d_c_n = aligned(t.d_c_n), d_cells = aligned(t.d_cells);
   const OptionalTensor h_0 = aligned(t.h_0), c_0 = aligned(t.c_0), cells = aligned(t.cells);

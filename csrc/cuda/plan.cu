@@ -41,7 +41,6 @@ VARLEN_RNN_DEVICE int32_t steps_of_team(const Plan& p, int team) {
 VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kMostThreads, 1) lay_chains(Plan p) {
   const int index = static_cast<int>(simt::thread()),
             stride = static_cast<int>(simt::num_threads());
-  check_batch_sizes(p.layout, index, stride);
   const int num_slots = p.num_teams * kSlots;
   const int64_t num_segments = batch_size(p.layout, 0);
   for (int slot = index; slot < num_slots; slot += stride) {

@@ -46,6 +46,9 @@ inline void define_settings(pybind11::module_& m) {
   define_setting<bool, &Settings::layouts_on_device>(type, "layouts_on_device");
 #endif
   m.def("settings", &settings, pybind11::return_value_policy::reference);
+  m.def("keep_plans", [](bool keeps) { keeps_plans() = keeps; }, pybind11::arg("keeps"));
+  m.def("clear_plans", &clear_plans, pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("num_kept_layouts", &num_kept_layouts);
 }
 
 }  // namespace varlen_rnn::cuda

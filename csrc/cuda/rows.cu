@@ -121,20 +121,6 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) zero_surplus_kernel(SurplusPara
   }
 }
 
-struct FinalRows {
-  const int64_t* final_segment;
-  int64_t num_rows, num_segments;
-  int64_t* final_row;
-};
-
-VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) final_rows_kernel(FinalRows p) {
-  const int64_t row = thread_index();
-  if (row >= p.num_rows) return;
-  const int64_t segment = checked(simt::load(p.final_segment + row), -1, p.num_segments,
-                                  "varlen_rnn: final_segment must be in [-1, G)");
-  if (segment >= 0) store(p.final_row + segment, row);
-}
-
 template <class T>
 void launch_hidden(const HiddenRows& rows, void* stream) {
   constexpr int n = 16 / sizeof(compute_t<T>);
@@ -174,12 +160,6 @@ void gather_previous(const PreviousRows& rows, void* stream) {
 
 void gather_hidden(Dtype dtype, const HiddenRows& rows, void* stream) {
   for_dtype(dtype, [&](auto zero) { launch_hidden<decltype(zero)>(rows, stream); });
-}
-
-void find_final_rows(const int64_t* final_segment, int64_t num_rows, int64_t num_segments,
-                     int64_t* final_row, void* stream) {
-  launch_values(num_rows, &final_rows_kernel,
-                FinalRows{final_segment, num_rows, num_segments, final_row}, stream);
 }
 
 void zero_surplus_tokens(const Surplus& surplus, void* stream) {

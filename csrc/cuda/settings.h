@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 
 namespace varlen_rnn::cuda {
 
@@ -29,5 +30,12 @@ struct Forced {
   int max_teams = 0;  // of each direction; 0: as many as fit
 };
 Forced& forced();  // of this thread
+
+// Whether calls on this thread may keep what they derive from layouts, and take what is kept: false at
+// first. Who says true makes sure that a layout's arrays are never changed.
+bool& keeps_plans();
+// Forgets all that is kept.
+void clear_plans();
+size_t num_kept_layouts();
 
 }  // namespace varlen_rnn::cuda

@@ -25,7 +25,9 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include <cstdio>
+// <cassert> has it without NDEBUG only.
+extern "C" __host__ __device__ void __assert_fail(const char* assertion, const char* file,
+                                                  unsigned line, const char* function) noexcept;
 
 #define VARLEN_RNN_DEVICE __device__ __forceinline__
 #define VARLEN_RNN_HOST_DEVICE __host__ __device__ __forceinline__

@@ -70,7 +70,6 @@ struct BackwardStartParams : BackwardStart {
 
 VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) backward_start_kernel(BackwardStartParams p) {
   const DeviceLayout& l = p.layout;
-  check_batch_sizes(l, thread_index(), int64_t{simt::num_blocks()} * kThreads);
   if (simt::block() >= p.row_blocks) {
     const int64_t index = thread_index() - int64_t{p.row_blocks} * kThreads;
     return set_pieces(p.pieces, index, int64_t{simt::num_blocks() - p.row_blocks} * kThreads);

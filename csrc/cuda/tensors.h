@@ -27,6 +27,15 @@ inline void* device_pointer(const Tensor& tensor) {
 #endif
   return data;
 }
+// The same of a part of an allocation.
+inline void* device_part(const Tensor& tensor, int64_t first, [[maybe_unused]] int64_t count) {
+  const auto bytes = static_cast<int64_t>(tensor.element_size());
+  void* data = static_cast<char*>(tensor.mutable_data_ptr()) + first * bytes;
+#ifdef VARLEN_RNN_EMULATE
+  emulator::register_memory(data, static_cast<size_t>(count * bytes));
+#endif
+  return data;
+}
 inline void* device_pointer(const OptionalTensor& tensor) {
   return tensor.has_value() ? device_pointer(*tensor) : nullptr;
 }
@@ -77,12 +86,6 @@ inline void mm_out(const Tensor& a, const Tensor& b, const Tensor& out) {
 inline void bmm_out(const Tensor& a, const Tensor& b, const Tensor& out) {
   using torch::stable::detail::from;
   call<3>("aten::bmm", "out", {from(a), from(b), from(out)});
-}
-// cumsum(Tensor self, int dim, *, ScalarType? dtype=None) -> Tensor
-inline Tensor cumsum(const Tensor& t) {
-  using torch::stable::detail::from;
-  return call<3>("aten::cumsum", "",
-                 {from(t), from(int64_t{0}), from(std::optional<ScalarType>())});
 }
 // Tensor.cpu(): waits for the device
 inline Tensor to_host(const Tensor& t) {

@@ -221,6 +221,7 @@ inline void test_launch() {
 
 inline void test_memory(Report& report) {
   report.run_case("identity", [] { test_identity(1); });
+  report.run_case("load, store: 1 byte", test_access<uint8_t>);
   report.run_case("load, store: 2 bytes", test_access<simt::bf16>);
   report.run_case("load, store: 4 bytes", test_access<float>);
   report.run_case("load, store: 8 bytes", test_access<int64_t>);

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import emulated  # skips where there is no emulator
+import pytest
 from helpers import child_environment
 
 ROOT = Path(__file__).parents[2]
@@ -56,3 +58,41 @@ def test_a_block_alone_must_not_store_as_if_it_had_neighbours() -> None:
     done = run_simt_test("one-block")
     assert done.returncode == 1
     assert done.stdout.count("st_async: expected a cluster of several blocks, got one") == 3
+
+
+PLANTED = """
+import sys
+from tools.gpu import machine, smoke
+module = machine.emulate()
+machine.kernels = lambda device: module
+{fault}
+sys.exit(smoke.main(["--hidden", "256", "--rows", "3", "--steps", "2", "--cell", "lstm"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("", {"passed": True, "path": "persistent"}),
+        ("module.machine().mma_error = 0.5", {"passed": False}),
+        (
+            "module.machine().waits_expire = True; module.machine().lose_completion = 9",
+            {"passed": False, "error": "not finite"},
+        ),
+    ],
+    ids=["none", "products", "lost-bytes"],
+)
+def test_the_smoke_finds_kernels_that_are_wrong(fault: str, said: dict[str, object]) -> None:
+    environment = {"VARLEN_RNN_EMULATED": os.path.abspath(str(emulated.FOLDER))}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PLANTED.format(fault=fault)],
+        cwd=ROOT,
+        env={**child_environment(), **environment, "VARLEN_RNN_TEST_DEVICE": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == (0 if said["passed"] else 1), done.stderr
+    found = json.loads(done.stdout)
+    assert said.items() <= found.items()
+    assert ("did not complete" in str(found.get("why"))) == ("lose" in fault)

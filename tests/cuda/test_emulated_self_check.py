@@ -7,6 +7,8 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -100,9 +102,17 @@ def test_slots_are_filled_again_and_some_segments_start_from_zeros() -> None:
     assert len(layout.initial_row) > 8 * self_check._TEAMS
     configure(clusters=100)
     settings = _emulated.settings()
-    with KERNELS.forced("persistent"):
-        assert (settings.force_path, settings.force_max_teams) == ("persistent", self_check._TEAMS)
-    assert (settings.force_path, settings.force_max_teams) == (None, 0)
+
+    def threads_of(max_teams: int) -> int:
+        before = _emulated.counters()["fibers"]
+        with KERNELS.forced("persistent"):
+            assert settings.force_max_teams == self_check._TEAMS
+            settings.force_max_teams = max_teams
+            forward()
+        assert (settings.force_path, settings.force_max_teams) == (None, 0)
+        return int(_emulated.counters()["fibers"] - before)
+
+    assert threads_of(1) < threads_of(2) < threads_of(0)
 
 
 @pytest.mark.parametrize("number", DTYPES)
@@ -110,13 +120,13 @@ def test_slots_are_filled_again_and_some_segments_start_from_zeros() -> None:
 def test_a_right_kernel_is_used_after_one_check_of_each_pass(
     cell: str, number: str, checker: Checker
 ) -> None:
-    case = Case(cell, number, 24, "resets", 2)
+    case = Case(cell, number, 8, "resets", 2)  # whose passes have teams alike
     results, said = warned(lambda: run_checked(case))
     assert said == []
     assert_same(results, run(case))
     assert_same(run_checked(case), results)
     dtype = str(DTYPES[number]).removeprefix("torch.")
-    assert checker.asked == [(-1, cell, dtype, 24, is_backward) for is_backward in (False, True)]
+    assert checker.asked == [(-1, cell, dtype, 8, is_backward) for is_backward in (False, True)]
     assert [line.rpartition(": ")[2] for line in _emulated.verdicts()] == ["good", "good"]
 
 
@@ -141,6 +151,27 @@ def test_a_fault_is_found_at_first_use_and_the_numbers_are_right(
     again, said = warned(lambda: run_checked(case))
     assert said == []
     assert_same(again, right)
+
+
+def test_what_is_not_a_number_differs(checker: Checker) -> None:
+    _emulated.machine().mma_error = float("nan")
+    checked()
+    _, said = warned(forward)
+    assert "these differ: out by nan (expected: at most 0." in said[0]
+
+
+def test_inference_is_compared_as_well() -> None:
+    def inference(*args: Any) -> list[Tensor]:
+        out, *finals = op(CASE, "inference")(*args)
+        return [out + (_emulated.settings().force_path == "persistent"), *finals]
+
+    configure()
+    ops = SimpleNamespace(lstm_forward=op(CASE, "forward"), lstm_inference=inference)
+    fault = self_check.compare_paths(
+        replace(KERNELS, ops=ops), -1, "lstm", "bfloat16", 24, is_backward=False
+    )
+    assert fault.startswith("these differ: out of inference by 1")
+    assert fault.count(" by ") == 1
 
 
 def test_each_pass_and_size_has_a_verdict_of_its_own(checker: Checker) -> None:

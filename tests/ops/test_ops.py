@@ -94,10 +94,10 @@ def test_opcheck_of_layouts(lengths: list[int]) -> None:
     library = torch.ops.varlen_rnn
     flags = torch.rand(7 * len(lengths)) < 0.5
     positions = torch.empty(len(lengths), 7, 0)
-    for mask, resets, at_capacity in itertools.product(
-        (None, flags), (None, flags.flip(0)), (False, True)
+    for mask, resets, *options in itertools.product(
+        (None, flags), (None, flags.flip(0)), (False, True), (False, True)
     ):
-        arguments = (positions, strided, None, mask, resets, True, at_capacity)
+        arguments = (positions, strided, None, mask, resets, True, *options)
         torch.library.opcheck(library.layout_from_rows.default, arguments)
         batch_sizes, rows, *_ = library.layout_from_rows(*arguments)
         tokens = torch.empty(len(rows), 0)

@@ -100,7 +100,7 @@ def strided(argument: Any) -> Any:
 def test_bad_lengths_of_a_layout_raise(lengths: Tensor, message: str) -> None:
     with pytest.raises(RuntimeError, match=f"varlen_rnn::layout_from_rows: {message}"):
         torch.ops.varlen_rnn.layout_from_rows(
-            torch.empty(2, 3, 0), lengths, None, None, None, True, False
+            torch.empty(2, 3, 0), lengths, None, None, None, True, False, False
         )
 
 
@@ -133,7 +133,8 @@ def test_bad_arguments_of_a_layout_raise(change: dict[str, Any], message: str) -
     positions = torch.empty(3, 0) if "first" in change else torch.empty(2, 3, 0)
     arguments: dict[str, Any] = {
         **{"positions": positions, "lengths": [1, 1], "first": None, "mask": None},
-        **{"resets": None, "batch_first": True, "at_capacity": False},
+        **{"resets": None, "batch_first": True},
+        **{"bidirectional": False, "at_capacity": False},
     }
     arguments |= change
     arguments = {k: torch.tensor(v) if isinstance(v, list) else v for k, v in arguments.items()}

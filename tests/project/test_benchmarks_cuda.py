@@ -16,6 +16,7 @@ pytest.importorskip("matplotlib", reason="the benchmarks plot with matplotlib")
 from benchmarks import graphs, grid, measure, report, run
 from benchmarks.peers import PEERS, unavailable
 from benchmarks.workloads import Workload
+from varlen_rnn import VarLenLSTM
 
 
 def test_the_grid_is_whole() -> None:
@@ -116,16 +117,22 @@ def workload(**options: object) -> Workload:
     return Workload("grid", "lstm", "inference", 4, 6, 3, 5, **options)
 
 
-def test_full_rows_go_without_lengths_on_both_sides() -> None:
+def test_full_rows_go_without_lengths_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
     full, ragged = (workload(distribution=name) for name in ("full", "uniform"))
-    assert full.batch().in_form("full").keywords == {}
-    assert full.batch().in_form("lengths").keywords.keys() == {"lengths"}
+    forward, given = VarLenLSTM.forward, []
+
+    def spy(self: VarLenLSTM, x: torch.Tensor, hx: object, **keywords: object) -> object:
+        given.append(keywords)
+        return forward(self, x, hx, **keywords)
+
+    monkeypatch.setattr(VarLenLSTM, "forward", spy)
     assert unavailable(grid.OURS_FULL, full, "cpu") is None
     assert unavailable(grid.OURS_FULL, ragged, "cpu") == "is for rows that are full"
     with torch.no_grad():
         calls = [PEERS[name](full.batch()) for name in (grid.OURS_FULL, grid.NN_PADDED)]
         ours, theirs = (peer.results(peer.call())["output"] for peer in calls)
     assert torch.allclose(ours, theirs, atol=1e-6)
+    assert given == [{}]
 
 
 @pytest.fixture

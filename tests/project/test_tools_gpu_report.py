@@ -112,14 +112,14 @@ def batch(passed: bool, path: str = "persistent", **fields: object) -> str:
 
 def test_a_smoke_that_is_wrong_is_named(context: Context, tmp_path: Path) -> None:
     good = ended(tmp_path, "a", batch(True) + batch(True, "any: no team fits"))
-    wrong = ended(tmp_path, "b", batch(False, B=70), 1, "ended with status 1")
+    wrong = ended(tmp_path, "b", batch(False, B=70, why="no end"), 1, "ended with status 1")
     hung = ended(tmp_path, "c", batch(True), None, "took more than 25 s")
     assert steps.judge_smoke(context, [good]).detail == (
         "2 of 2 batches agree, 1 of all on the persistent path"
     )
     verdict = steps.judge_smoke(context, [good, wrong])
     assert verdict.word == "FAILED"
-    assert "not: lstm tf32 H 256 B 70" in verdict.detail
+    assert "not: lstm tf32 H 256 B 70 (no end)" in verdict.detail
     verdict = steps.judge_smoke(context, [good, hung])
     assert verdict.word == "FAILED"
     assert "c took more than 25 s" in verdict.detail
@@ -159,7 +159,7 @@ def test_tests_are_judged_one_by_one(
 def test_what_the_self_check_found_is_reported(
     context: Context, tmp_path: Path, verdicts: list[str] | None, word: str
 ) -> None:
-    line = json.dumps({"what": "self-check", "cuda_verdicts": verdicts})
+    line = json.dumps({"what": "self-check", "verdicts": verdicts})
     found = steps.judge_self_check(context, [ended(tmp_path, "self-check", line)])
     assert found.word == word
     assert ("b: these differ" in found.detail) == (word == "FOUND")

@@ -98,15 +98,17 @@ class Check:
         self.args, self.device, self.capability = args, device, capability
         slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
         self.stem = f"{slug}-check"
-        self.commit = commit()
+        here = commit()
+        self.commit = prebuild.commit_of(args.prebuilt) if here == "unknown" else here
         self.outcomes: list[Outcome] = []
         self.left = [step.name for step in STEPS if step.name in args.steps]
-        self.logs, self.tree = args.work / "logs", args.work / "tree"
+        self.logs, self.tree = Path(args.work, "logs"), Path(args.work, "tree")
         shutil.rmtree(self.logs, ignore_errors=True)
         self.logs.mkdir(parents=True)
         args.output.mkdir(parents=True, exist_ok=True)
         self.file(".jsonl").write_text("", encoding="utf-8")
         self.runner = Runner(self.tree, self.logs, self.environment())
+        self.builder = Runner(ROOT, self.logs, {**os.environ})
         self.started = time.monotonic()
 
     def file(self, suffix: str) -> Path:
@@ -159,19 +161,19 @@ class Check:
         reason = prebuild.why_not(folder, self.capability)
         if reason:
             print(f"building, for of {folder} {reason}", flush=True)
-            folder = self.args.work / "built"
+            folder = Path(self.args.work, "built")
+            shutil.rmtree(folder, ignore_errors=True)
             arch = "".join(map(str, self.capability))
             options = ("--python", sys.executable, "--arch", arch, "--output", folder)
             command = [sys.executable, "-m", "tools.gpu.prebuild", *options]
             begun = time.monotonic()
             # Not in the copy, in which the build would be stale at once.
-            runner = Runner(ROOT, self.logs, {**os.environ})
-            (built,) = runner.run(
-                [Job("build", command, BUILD_SECONDS)], 1, begun + BUILD_SECONDS + 1
-            )
+            jobs = [Job("build", command, BUILD_SECONDS)]
+            (built,) = self.builder.run(jobs, 1, begun + BUILD_SECONDS + 1)
             verdict = Verdict("passed" if built.passed else "FAILED", built.why or built.last_line)
             self.add("build", [built], verdict, begun)
-        shutil.copytree(folder, self.tree, dirs_exist_ok=True)
+        if folder.exists():
+            shutil.copytree(folder, self.tree, dirs_exist_ok=True)
         return self.tree / "bin"
 
     def add(self, name: str, ended: Sequence[Ended], verdict: Verdict, begun: float) -> None:
@@ -220,6 +222,7 @@ class Check:
             self.outcomes.append(Outcome("gpu-check", "FAILED", 0, repr(error)[:300]))
         finally:
             self.runner.kill_all()
+            self.builder.kill_all()
             self.write()
         print(f"\nresults: {self.file('.md')}")
         return status or int(any(o.verdict == "FAILED" for o in self.outcomes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import sys
@@ -10,6 +11,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from varlen_rnn.ops import self_check
+from varlen_rnn.runtime import extension
 
 # The folder of the emulator's module; unset on a GPU.
 EMULATED = "VARLEN_RNN_EMULATED"
@@ -29,6 +33,9 @@ def emulate() -> Any:
             op = getattr(torch.ops.varlen_rnn_emulated, f"{cell}_{kind}")
             library.impl(f"{cell}_{kind}", op.default, "CPU")
     _overrides.append(library)  # which holds as long as it lives
+    emulated = self_check.Kernels(torch.ops.varlen_rnn_emulated, module, "cpu")
+    module.settings().self_check = extension.CUDA_SELF_CHECK
+    module.set_checker(functools.partial(self_check.compare_paths, emulated))
     return module
 
 
@@ -49,13 +56,9 @@ def forced(module: Any | None, path: str | None, cluster_size: int = 0) -> Itera
         yield
         return
     settings = module.settings()
-    settings.cluster_size = cluster_size
-    if hasattr(settings, "force_path"):
-        settings.force_path = path
+    settings.cluster_size, settings.force_path = cluster_size, path
     try:
         with torch.autograd.set_multithreading_enabled(False):
             yield
     finally:
-        settings.cluster_size = 0
-        if hasattr(settings, "force_path"):
-            settings.force_path = None
+        settings.cluster_size, settings.force_path = 0, None

@@ -22,6 +22,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.environment import commit
+
 ROOT = Path(__file__).resolve().parents[2]
 PREBUILT = ROOT / "build" / "gpu-prebuilt"
 PROGRAMS = ("simt_test", "calibrate", "clusters")
@@ -108,7 +110,8 @@ def build(python: str, arch: str, output: Path) -> dict[str, object]:
     if not Path(include, "Python.h").exists():
         raise SystemExit(f"gpu-prebuild: no Python.h in {include}: install that Python's headers")
     name = "-".join(map(str, version))
-    made = sources_hash()  # before: what changes meanwhile is not in the binaries
+    # Before: what changes meanwhile is not in the binaries.
+    made, at = sources_hash(), commit()
     folder = output.with_name(f"{output.name}-cmake-{name}-{arch}")
     compile_all(folder, include, suffix, arch)
     shutil.rmtree(output, ignore_errors=True)
@@ -128,9 +131,18 @@ def build(python: str, arch: str, output: Path) -> dict[str, object]:
         "machine": platform.machine(),
         "arch": arch,
         "sources": made,
+        "commit": at,
     }
     (output / "build.json").write_text(json.dumps(described) + "\n", encoding="utf-8")
     return described
+
+
+def commit_of(folder: Path) -> str:
+    """What the tree was at when that was built, for a copy of it that git knows nothing of."""
+    try:
+        return str(json.loads((folder / "build.json").read_text(encoding="utf-8"))["commit"])
+    except (OSError, ValueError, KeyError):
+        return "unknown"
 
 
 def why_not(folder: Path, capability: tuple[int, int]) -> str | None:

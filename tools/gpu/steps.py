@@ -142,6 +142,7 @@ def judge_smoke(context: Context, ended: Sequence[Ended]) -> Verdict:
     if bad:
         names = [f"{r['cell']} {r['dtype']} H {r['H']} B {r['B']}" for r in bad]
         text += f"; not: {', '.join(names[:6])}" + (" …" if len(names) > 6 else "")
+        text += "".join(f" ({reason})" for reason in [r["why"] for r in bad if "why" in r][:1])
     programs = judge_all(context, ended)
     if programs.word == "passed" and not bad and lines:
         return Verdict("passed", text)
@@ -159,7 +160,7 @@ def self_check(context: Context) -> list[Job]:
 def judge_self_check(context: Context, ended: Sequence[Ended]) -> Verdict:
     """What it found is what counts: right numbers come from another path then."""
     lines = [r for e in ended for r in e.records if r.get("what") == "self-check"]
-    verdicts = [str(v) for r in lines for v in r.get("cuda_verdicts") or []]  # type: ignore[attr-defined]
+    verdicts = [str(v) for r in lines for v in r.get("verdicts") or []]  # type: ignore[attr-defined]
     bad = [v for v in verdicts if not v.endswith(": good")]
     programs = judge_all(context, ended)
     text = f"{len(verdicts) - len(bad)} of {len(verdicts)} kernels were found good"
@@ -304,7 +305,7 @@ STEPS = (
     Step("info", 12, 2, info),
     Step("wrappers", 20, 4, wrappers),
     Step("one-block", 8, 1, one_block, judge_probe),
-    Step("smoke", 50, 4, smoke, judge_smoke),
+    Step("smoke", 50, 6, smoke, judge_smoke),
     Step("self-check", 20, 1, self_check, judge_self_check),
     Step("tests", 85, SHARDS, tests, judge_tests),
     Step("clusters", 5, 1, clusters),

@@ -71,8 +71,8 @@ def check_lengths(
     """The lengths as ``[B]`` int64, each in ``[0, T]``, on the device they came from.
 
     ``num_steps`` is None where there is no T yet. ``batch_first`` is how the input was read, or
-    None if it does not matter. With ``values_later`` an op looks at the values of a recorded call,
-    and says which one is wrong, as an assertion cannot.
+    None if it does not matter. With ``values_later`` an op looks at values that cannot be seen
+    here: those of a recorded call, where it says which one is wrong, and those on a device.
     """
     most = np.iinfo(np.int64).max if num_steps is None else num_steps
     lengths = _recordable(name, "lengths", lengths)

@@ -24,7 +24,6 @@ from varlen_rnn.layout.checks import (
 from varlen_rnn.layout.make import from_flat, from_packed, from_padded, full, made_by_op
 from varlen_rnn.layout.packed_checks import check_packed, check_packed_resets, check_same_rows
 from varlen_rnn.runtime import extension
-from varlen_rnn.runtime.tracing import tracing
 
 
 class Batch(NamedTuple):
@@ -118,10 +117,9 @@ def _padded(
                     f"{name}: lengths need a batch {form}, got one sequence [T, I]; "
                     "a flat batch [N, I] takes cu_seqlens"
                 )
-            tensors = (t for t in (lengths, resets) if isinstance(t, Tensor))
             arrays["lengths"] = check_lengths(
                 *(name, lengths, num_steps, num_rows, batch_first),
-                values_later=tracing() and made_by_op(*tensors),
+                values_later=made_by_op(_place_of(x.device, lengths, resets)),
             )
         if mask is not None:
             arrays["mask"] = check_mask(name, "mask", mask, leading, symbols)
@@ -227,6 +225,12 @@ def _packed(
         return PackedSequence(flat, batch_sizes, sorted_indices, unsorted_indices)
 
     return Batch(x, batch, restore)
+
+
+def _place_of(device: torch.device, *arrays: object) -> torch.device:
+    """Where :func:`_together` brings these."""
+    on_cpu = all(array.is_cpu for array in arrays if isinstance(array, Tensor))
+    return torch.device("cpu") if on_cpu else device
 
 
 def _together(name: str, arrays: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -155,6 +155,9 @@ def from_packed(
         num_rows, initial_row = sorted_indices.shape[0], sorted_indices.long()
     segments = initial_row if unsorted_indices is None else unsorted_indices.long()
     if resets is None:
+        if initial_row.is_cuda and not tracing():
+            # The caller's array may change, but what is derived of a layout's arrays may be kept.
+            initial_row = initial_row.clone()
         reverse = _reverse_order(batch_sizes, num_tokens) if bidirectional else None
         return Layout(batch_sizes, None, reverse, initial_row, segments)
     # Of the sorted rows back to back, and from there to where their tokens are.
@@ -197,27 +200,31 @@ def _from_rows(
     ``resets`` are ``[R]``.
     """
     which = (lengths, first, mask, resets)
-    if made_by_op(*which):
-        positions = _without_elements(*((num_rows, num_steps) if first is None else (num_steps,)))
-        arrays = torch.ops.varlen_rnn.layout_from_rows(
-            positions, *which, batch_first, at_capacity=tracing()
+    device = next(array.device for array in which if array is not None)
+    on_cpu = device.type == "cpu"
+    if made_by_op(device):
+        sizes = (num_rows, num_steps) if first is None else (num_steps,)
+        batch_sizes, rows, reverse, initial_row, final_segment = (
+            torch.ops.varlen_rnn.layout_from_rows(
+                _without_elements(*sizes, device=device),
+                *which,
+                batch_first,
+                bidirectional,
+                at_capacity=tracing() or not on_cpu,
+            )
         )
-        batch_sizes, rows, initial_row, final_segment = arrays
-        reverse = _reverse_order(batch_sizes, rows.shape[0]) if bidirectional else None
+        reverse = reverse if bidirectional else None
         return Layout(batch_sizes, rows, reverse, initial_row, final_segment)
     layout = Layout(
         *index_arrays.from_rows(*which, num_rows, num_steps, batch_first, bidirectional)
     )
-    return layout.exact() if _on_cpu(*which) and not in_jit_trace() else layout
+    return layout.exact() if on_cpu and not in_jit_trace() else layout
 
 
-def made_by_op(*arrays: Tensor | None) -> bool:
-    """Whether a compiled op makes the layout of such arrays, and checks their lengths."""
-    return _compiled() and _on_cpu(*arrays)
-
-
-def _on_cpu(*arrays: Tensor | None) -> bool:
-    return all(array is None or array.is_cpu for array in arrays)
+def made_by_op(device: torch.device) -> bool:
+    """Whether a compiled op makes layouts of arrays on a device, and checks their lengths."""
+    on_cpu = device.type == "cpu"
+    return _compiled() and (on_cpu or (device.type == "cuda" and extension.supports_cuda(device)))
 
 
 def _compiled() -> bool:
@@ -233,6 +240,6 @@ def _reverse_order(batch_sizes: Tensor, num_tokens: int) -> Tensor:
     return order
 
 
-def _without_elements(*sizes: int) -> Tensor:
+def _without_elements(*sizes: int, device: torch.device = _CPU) -> Tensor:
     """``[*sizes, 0]``, which tells an op the sizes; a number would be a constant in a trace."""
-    return torch.empty(*sizes, 0, device="cpu")
+    return torch.empty(*sizes, 0, device=device)

@@ -55,9 +55,9 @@ def lstm(
         args = (x, h_0, c_0, *by_kind(weights), layout)
         out, h_n, c_n, *cells = LSTM.reference(*args, output_cells=output_states)
     elif output_states or _needs_gradient(x, h_0, c_0, *weights):
-        out, h_n, c_n, *cells = torch.ops.varlen_rnn.lstm_forward(*args)[:-1]
+        out, h_n, c_n, *cells = extension.call(torch.ops.varlen_rnn.lstm_forward, x, args)[:-1]
     else:
-        out, h_n, c_n = torch.ops.varlen_rnn.lstm_inference(*args)
+        out, h_n, c_n = extension.call(torch.ops.varlen_rnn.lstm_inference, x, args)
     if not output_states:
         return out, h_n, c_n
     return out, h_n, c_n, reference.cells_of_rows(cells[0], layout, x.shape[0]).to(x.dtype)
@@ -73,9 +73,9 @@ def gru(x: Tensor, h_0: Tensor | None, weights: Tensors, layout: Layout) -> tupl
         return out, h_n
     args = (x, h_0, *weights, *_arguments(layout, x))
     if _needs_gradient(x, h_0, *weights):
-        out, h_n, *_ = torch.ops.varlen_rnn.gru_forward(*args)
+        out, h_n, *_ = extension.call(torch.ops.varlen_rnn.gru_forward, x, args)
     else:
-        out, h_n = torch.ops.varlen_rnn.gru_inference(*args)
+        out, h_n = extension.call(torch.ops.varlen_rnn.gru_inference, x, args)
     return out, h_n
 
 

@@ -71,22 +71,23 @@ def _layout_from_rows(
     _mask: Tensor | None,
     resets: Tensor | None,
     _batch_first: bool,
+    bidirectional: bool,
     at_capacity: bool,
 ) -> tuple[Tensor, ...]:
-    num_steps = positions.shape[-2]
+    num_steps: Any = positions.shape[-2]
     num_rows = positions.shape[0] if first is None else first.shape[0]
-    sizes: list[Any]
     if at_capacity:
         num_tokens = num_rows * num_steps if first is None else num_steps
         # Without resets every row is one segment at most. (torch.sym_min has no types.)
         fewest: Any = torch.sym_min
         num_segments = fewest(num_rows, num_tokens) if resets is None else num_tokens
-        sizes = [num_steps + 1, num_tokens, num_segments]
+        if positions.device.type == "cpu":  # as much, and a zero at the end
+            num_steps = num_steps + 1
     else:
         context = torch.library.get_ctx()
-        sizes = [context.new_dynamic_size() for _ in range(3)]
-    sizes.append(num_rows)
-    return tuple(torch.empty(size, dtype=torch.int64, device="cpu") for size in sizes)
+        num_steps, num_tokens, num_segments = (context.new_dynamic_size() for _ in range(3))
+    sizes = [num_steps, num_tokens, num_tokens if bidirectional else 0, num_segments, num_rows]
+    return tuple(torch.empty(n, dtype=torch.int64, device=positions.device) for n in sizes)
 
 
 def _reverse_order(batch_sizes: Tensor, tokens: Tensor) -> Tensor:

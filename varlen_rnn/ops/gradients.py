@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 
 from varlen_rnn.layout import Layout
 from varlen_rnn.ops.cells import Cell, Tensors, by_kind
+from varlen_rnn.runtime import extension
 
 _NUM_ARRAYS = 5  # of the layout, which the last arguments of every forward op begin with
 _NUM_OTHERS = _NUM_ARRAYS + 1  # than x, states and weights: allow_tf32 as well
@@ -116,7 +117,7 @@ def _gradients(
     forward, reverse = weights[: cell.num_kinds], weights[cell.num_kinds :]
     backward = getattr(torch.ops.varlen_rnn, f"{cell.name}_backward")
     with torch._C._AutoDispatchBelowAutograd():
-        d_x, *d_others = backward(
+        args = (
             *d_outputs,
             x,
             *states,
@@ -130,6 +131,7 @@ def _gradients(
             needs_x,
             any(needs_weights),
         )
+        d_x, *d_others = extension.call(backward, x, args)
     d_states, d_weights = d_others[: cell.num_states], d_others[cell.num_states :]
     return (
         d_x if needs_x else None,

@@ -6,12 +6,15 @@ import functools
 import importlib
 import os
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch  # its shared libraries must be in memory before the extension's
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from varlen_rnn.runtime.tracing import tracing
 
 DISABLE = "VARLEN_RNN_DISABLE_EXTENSION"
 DISABLE_CUDA = "VARLEN_RNN_DISABLE_CUDA"
@@ -95,6 +98,23 @@ def runs(x: Tensor) -> bool:
     if x.dtype not in _DTYPES:
         return False
     return x.is_cpu or (x.is_cuda and supports_cuda(x.device))
+
+
+def call(op: Callable[..., Any], x: Tensor, args: Sequence[Any]) -> Any:
+    """``op(*args)``; on CUDA the next layers and passes may use what is derived from the layout.
+
+    Not where a compiler records, since in what it makes of the call other arrays may come to lie in
+    the same memory.
+    """
+    if not x.is_cuda or tracing():
+        return op(*args)
+    from varlen_rnn import _C_cuda
+
+    _C_cuda.keep_plans(True)
+    try:
+        return op(*args)
+    finally:
+        _C_cuda.keep_plans(False)
 
 
 def supports_cuda(device: torch.device) -> bool:

@@ -24,7 +24,7 @@ struct Product {
 
 struct Blas {
   bool is_there = true;
-  int status = 0;  // of every product: not 0 for a failure
+  int status = 0;                             // of every product: not 0 for a failure
   int math_mode = cuda::CUBLAS_DEFAULT_MATH;  // of the handle: what torch's own products have
   std::vector<Product> products;
 };

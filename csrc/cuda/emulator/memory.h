@@ -88,7 +88,7 @@ inline void check_global(const char* what, const void* p, size_t bytes) {
 
 template <class T>
 T load_global(const char* what, const T* p) {
-  static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
+  static_assert(sizeof(T) <= 16 && (sizeof(T) & (sizeof(T) - 1)) == 0);
   const void* from = p;
   check_global(what, from, sizeof(T));
   T v;
@@ -97,7 +97,7 @@ T load_global(const char* what, const T* p) {
 }
 template <class T>
 void store_global(T* p, T v) {
-  static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
+  static_assert(sizeof(T) <= 16 && (sizeof(T) & (sizeof(T) - 1)) == 0);
   void* to = p;
   check_global("store", to, sizeof(T));
   std::memcpy(to, &v, sizeof(T));

@@ -8,6 +8,10 @@ namespace varlen_rnn::simt {
 template <size_t size>
 struct Carrier;
 template <>
+struct Carrier<1> {
+  using type = unsigned char;
+};
+template <>
 struct Carrier<2> {
   using type = unsigned short;
 };

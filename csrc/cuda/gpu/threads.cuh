@@ -5,10 +5,11 @@ namespace varlen_rnn::simt {
 
 // ---- failures
 
-// A failed check: prints the message and stops the kernel (trap).
+// A failed check: a device-side assertion, whose message, block and thread the host prints. What
+// printf says is lost where the kernel is stopped.
 VARLEN_RNN_DEVICE void trap(const char* message) {
-  printf("%s (block %u, thread %u)\n", message, blockIdx.x, threadIdx.x);
-  __trap();
+  __assert_fail(message, "varlen_rnn", 0, "a kernel");
+  __trap();  // is not reached, which the compiler does not know
 }
 
 // ---- identity
