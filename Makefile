@@ -173,8 +173,9 @@ test-emulator: $(TOOLS)  ## run the CUDA kernels on the CPU, in the emulator
 test-mutants: test-emulator  ## plant faults in the CUDA kernels, each of which the emulator must catch
 	$(BIN)/python tests/cuda/mutants.py
 
-test-cuda-build: $(TOOLS) $(INSTALLED)  ## hold the CUDA kernels to no spills and to the registers of their launch bounds
+test-cuda-build: $(TOOLS) $(INSTALLED)  ## hold the CUDA kernels to no spills, the registers of their launch bounds, and short steps
 	$(BIN)/python tools/gpu/check_resources.py check
+	$(BIN)/python -m tools.gpu.sass
 
 # From clean folders, or the wheel would hold modules that are no longer there.
 wheel: $(TOOLS)  ## build a wheel for this Python, and every torch from 2.10 on, into dist/, and audit it

@@ -65,6 +65,7 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kRowThreads, 1) walk_rows(DeviceRows p) {
     }
     int64_t num_tokens = 0, num_resets = 0;
     int64_t number = sum_before(tokens, sums, num_tokens);
+    //~ first reset
     if (number == 0 && tokens > 0) *begins_anew = first_reset;
     if (num_tokens == 0 && simt::thread() == 0) *begins_anew = 0;
     // The row's first token begins a segment, reset or not; each later reset begins one more.
@@ -138,6 +139,7 @@ VARLEN_RNN_DEVICE void sort_few(const DeviceRows& p, int64_t count) {
     int64_t rank = 0;
     for (int64_t other = 0; other < count; ++other) {
       const int64_t its = load_fresh(p.length_of_segment + other);
+      //~ rank
       rank += its > length || (its == length && other < segment);
     }
     store(p.order + rank, segment);
@@ -154,11 +156,13 @@ VARLEN_RNN_DEVICE void sort_many(const DeviceRows& p, int64_t count, int64_t lon
   const Part part = part_of_thread(count);
   int64_t *from = p.other_order, *to = p.other_order;
   // An even number of passes, so that the last one ends in p.order.
+  //~ digits
   for (int shift = 0; longest >> shift > 0 || shift % (2 * kDigitBits) != 0; shift += kDigitBits) {
     to = shift % (2 * kDigitBits) == 0 ? p.other_order : p.order;
     from = shift % (2 * kDigitBits) == 0 ? p.order : p.other_order;
     const auto segment_at = [&](int64_t i) { return shift == 0 ? i : load_fresh(from + i); };
     const auto place_of = [&](int64_t segment) {
+      //~ key of a digit
       const int64_t key = longest - load_fresh(p.length_of_segment + segment);
       return (key >> shift & (kDigits - 1)) * threads + thread;
     };
@@ -193,6 +197,7 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kSortThreads, 1) sort_segments(DeviceRows p)
   } else {
     sort_many(p, count, longest, shared);
   }
+  //~ order is there
   simt::sync_block();
   for (int64_t step = index; step < longest; step += stride) {
     int64_t low = 0, high = count;  // of the segments in order, `low` have this step for sure
@@ -266,9 +271,11 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kWriteThreads, 1) write_layout(DeviceRows p)
     store(p.initial_row + rank, initial);
   }
   for (int64_t row = index; row < p.num_rows; row += stride) {
+    //~ empty row
     if (tokens_of_row(p, row) == 0) store(p.final_segment + row, int64_t{-1});
   }
   for (int64_t step = longest + index; step < p.num_steps; step += stride) {
+    //~ steps behind
     store(p.batch_sizes + step, int64_t{0});
   }
 }

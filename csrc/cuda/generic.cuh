@@ -109,6 +109,7 @@ VARLEN_RNN_DEVICE At find(const StepParams<Pass>& p, int64_t columns) {
   at.state = at.direction * l.num_segments + at.segment;
   at.place = at.direction * l.num_tokens + place;
   at.first = p.step == 0;
+  //~ last step
   at.last = batch_size(l, p.step + 1) <= at.segment;
   return at;
 }

@@ -71,6 +71,7 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) lstm_back_kernel(BackwardStep p
   if (!at.last) {
     d_c = fresh_value<C>(p.direct, state);
   } else {
+    //~ d_c_n
     d_c = state_value<T>(p.layout, p.d_c_n, at.direction, final_row_of(p.layout, at.segment), H,
                          at.column);
   }

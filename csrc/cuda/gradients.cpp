@@ -54,6 +54,7 @@ void weight_gradients(const Layer& layer, const BackwardTensors& t, void* stream
       n_firsts.push_back(n_first);
       add_rows(pieces, to[kWeightIh], 0, n_first, H, 2 * H);
       add_rows(pieces, to[kWeightIh], 2 * H, n_first, 0, H);
+      //~ bias of a GRU
       add_rows(pieces, to[kBiasIh], 0, sums, first + H, 2 * H);
       add_rows(pieces, to[kBiasIh], 2 * H, sums, first, H);
     }

@@ -81,17 +81,21 @@ LayoutTensors::LayoutTensors(const char* op, const Tensor& x, int64_t num_direct
   if (is_empty()) return;
 
   // A recorded call's arrays on the host have room to spare.
+  //~ whether to keep
   const bool keeps = keeps_plans() && (exact || !on_host) && !is_capturing(stream);
   const auto derive = [&] {
     return std::make_shared<DerivedLayout>(layout, batch_sizes, last_segments, on_host, place,
                                            stream);
   };
   if (keeps) {
+    //~ key
     LayoutKey key{place, stream, layout.num_flat_rows, host_batch_sizes, {}};
     std::vector<Tensor> arrays;
     const auto add = [&](size_t index, const OptionalTensor& array) {
       if (!array) return;
+      //~ key of an array
       key.arrays[index] = {array->const_data_ptr(), array->size(0), array->stride(0)};
+      //~ held array
       arrays.push_back(*array);
     };
     if (!on_host) add(0, sizes);

@@ -34,6 +34,7 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kMostThreads, 1) derive_layout_kernel(Derive
   for (int64_t row = index; row < l.num_rows; row += stride) {
     const int64_t segment = checked(simt::load(p.final_segment + row), -1, l.num_segments,
                                     "varlen_rnn: final_segment must be in [-1, G)");
+    //~ final row
     if (segment >= 0) simt::store(p.final_row + segment, row);
   }
 }

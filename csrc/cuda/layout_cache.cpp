@@ -97,6 +97,7 @@ std::shared_ptr<const PlanTensors> DerivedLayout::plan(const DeviceLayout& layou
                                                        void* stream) {
   const std::lock_guard<std::mutex> lock(mutex_);
   for (const auto& known : plans_) {
+    //~ plan of these numbers
     if (known->directions == num_directions && known->teams == num_teams) return known;
   }
   if (plans_.size() == kMostPlans) plans_.erase(plans_.begin());
@@ -131,6 +132,7 @@ size_t num_kept_layouts() {
 std::shared_ptr<DerivedLayout> find_layout(const LayoutKey& key) {
   const std::lock_guard<std::mutex> lock(cache().mutex);
   std::vector<Entry>& entries = cache().entries;
+  //~ kept layout
   const auto found = std::find_if(entries.begin(), entries.end(),
                                   [&](const Entry& entry) { return entry.key == key; });
   if (found == entries.end()) return nullptr;

@@ -111,6 +111,7 @@ ForwardResult run_forward(const char* op, int64_t num_gates, bool training, cons
   }
   // Paths write h_n and c_n of rows with tokens only.
   ForwardStart start{};
+  //~ padding
   if (has_padding(layer)) start.pieces.add(device_pointer(t.out), nullptr, bytes_of(t.out));
   start.pieces.add(device_pointer(t.h_n), device_pointer(t.h_0), bytes_of(t.h_n));
   if (is_lstm) start.pieces.add(device_pointer(*t.c_n), device_pointer(t.c_0), bytes_of(*t.c_n));

@@ -94,6 +94,7 @@ struct LstmBackward {
     if (other == 0) {
       w.copy_chunk(to.float_row(4) + chunk * 4, cells + int64_t{turn.place} * H, piece, 2);
     } else if (turn.starts == Turn::kContinues) {
+      //~ c before
       w.copy_chunk(to.float_row(5) + chunk * 4, cells + int64_t{before.place} * H, piece, 2);
     }
     if (other == 0) {
@@ -118,9 +119,11 @@ struct LstmBackward {
     if (turn.starts == Turn::kContinues) {
       inputs.float_pair(5, unit, before);
     } else {
+      //~ c_0
       state_pair<E>(p.c_0, p, w.direction, turn.starts, w.first_unit + unit, before);
     }
     if (p.d_cells != nullptr) inputs.float_pair(6, unit, d_cell);
+    //~ end of c
     if (turn.ends != Turn::kContinues) {
       state_pair<E>(p.d_c_n, p, w.direction, turn.ends, w.first_unit + unit, state);
     }
@@ -158,6 +161,7 @@ struct GruBackward {
     copy_gates(w, p, turn, to, chunk);
     if (other == 0) {
       if (turn.starts != Turn::kContinues) return;
+      //~ h before
       w.copy_chunk(to.storage_row(kFloats, 0) + chunk * W::kSize,
                    static_cast<const Storage*>(p.out) + out_row(w, p, before) + unit, piece, 2);
     } else if (p.d_out != nullptr) {
@@ -190,6 +194,7 @@ struct GruBackward {
     }
   }
 
+  //~ direct term
   static VARLEN_RNN_DEVICE float direct(const float (&state)[2], int e) { return state[e]; }
 };
 
@@ -277,6 +282,7 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kBackwardVariants[kIndex].max_warps * 32, 1)
   constexpr Variant v = kBackwardVariants[kIndex];
   // Chunks of a warp: its 32 rows are those of four, which as many warps share as there are parts.
   constexpr int kTurns = v.k_parts == 0 ? 1 : (4 + v.k_parts - 1) / v.k_parts;
+  //~ worker
   using W = Worker<E, v.tiles, v.resident, v.k_parts, v.alone>;
   using Storage = typename E::Storage;
   W w(p, /*walk_backwards=*/true);
@@ -314,12 +320,17 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kBackwardVariants[kIndex].max_warps * 32, 1)
     const bool is_step = step < w.num_steps;
     if (is_step) w.expect(step, Cell::kGates * H);
     if (step > 0) {
+      //~ wait
       w.wait(step - 1);
       w.multiply(step - 1);
     }
+    //~ inputs are there
     simt::copy_async_wait<kInputsAhead - 1>();
+    //~ sums are there
     simt::sync_block();
+    //~ gave up
     if (step > 0 && w.gave_up(step - 1)) {
+      //~ abandon
       abandon<E, kTurns>(w, p, step);
       return w.leave();
     }
@@ -333,6 +344,7 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kBackwardVariants[kIndex].max_warps * 32, 1)
         w.product(unit, from_next);
         from_next[0] += Cell::direct(state[t], 0);
         from_next[1] += Cell::direct(state[t], 1);
+        //~ d_h_0
         save_initial<E>(w, p, next_starts, w.first_unit + unit, from_next);
       }
       if (!is_step) return;

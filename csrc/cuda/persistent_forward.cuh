@@ -57,6 +57,7 @@ struct LstmForward {
   static VARLEN_RNN_DEVICE void start(const PersistentForward& p, int direction, int32_t row,
                                       int64_t unit, float (&state)[2], float (&h)[2]) {
     initial_state<E>(p.h_0, p, direction, row, unit, h);
+    //~ c of a start
     initial_state<E>(p.c_0, p, direction, row, unit, state);
   }
 };
@@ -86,6 +87,7 @@ struct GruForward {
     for (int e = 0; e < 2; ++e) {
       const float r = simt::fast_sigmoid(x[0][e] + h[0][e]);
       const float z = simt::fast_sigmoid(x[1][e] + h[1][e]);
+      //~ b_hn
       const float from_h = h[2][e] + bias[e];
       const float n = simt::fast_tanh(x[2][e] + r * from_h);
       s.gates[0][e] = r;
@@ -103,6 +105,7 @@ struct GruForward {
   static VARLEN_RNN_DEVICE void start(const PersistentForward& p, int direction, int32_t row,
                                       int64_t unit, float (&state)[2], float (&h)[2]) {
     initial_state<E>(p.h_0, p, direction, row, unit, h);
+    //~ state of a start
     state[0] = h[0];
     state[1] = h[1];
   }
@@ -171,6 +174,7 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kForwardVariants[kIndex].max_warps * 32, 1)
     persistent_forward(PersistentForward p) {
   constexpr Variant v = kForwardVariants[kIndex];
   constexpr int kTurns = Cell::template kTurns<v.k_parts>;
+  //~ worker
   using W = Worker<E, v.tiles, v.resident, v.k_parts, v.alone>;
   using Storage = typename E::Storage;
   W w(p, /*walk_backwards=*/false);
@@ -216,12 +220,18 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kForwardVariants[kIndex].max_warps * 32, 1)
   int ring = 0;
   for (int step = 0; step < w.num_steps; ++step) {
     const bool goes_on = step + 1 < w.num_steps;
+    //~ expected bytes
     if (goes_on) w.expect(step + 1, H);
+    //~ wait
     w.wait(step);
     w.multiply(step);
+    //~ inputs are there
     simt::copy_async_wait<kInputsAhead - 1>();
+    //~ sums are there
     simt::sync_block();
+    //~ gave up
     if (w.gave_up(step)) {
+      //~ abandon
       abandon<Cell, E, kTurns>(w, p, step);
       return w.leave();
     }
@@ -242,6 +252,7 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kForwardVariants[kIndex].max_warps * 32, 1)
       }
       if (goes_on) {
         float h[2] = {s.out[0], s.out[1]};
+        //~ next start
         if (next.starts != Turn::kContinues) {
           Cell::template start<E>(p, w.direction, next.starts, w.first_unit + unit, state[t], h);
         }
@@ -250,6 +261,7 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kForwardVariants[kIndex].max_warps * 32, 1)
       if (turn.place >= 0) save<Cell, E>(w, p, turn, w.first_unit + unit, s);
     });
 
+    //~ inputs ahead
     copy_inputs<Cell, kTurns>(w, p, step + kInputsAhead, last_in_ring(ring));
     w.copy_turns(step + kTurnsAhead);
     simt::copy_async_commit();

@@ -95,6 +95,7 @@ Choice choice_of(const Layer& layer, bool is_backward, int32_t device, void* str
     if (choice.active_clusters == 0) expect_none_is_forced();
     return choice;
   }
+  //~ waits
   check_waits(device);
   if (!settings().persistent) return {};
   const Choice choice = fitting_choice(layer, is_backward, device);
@@ -103,6 +104,7 @@ Choice choice_of(const Layer& layer, bool is_backward, int32_t device, void* str
   const Configuration configuration{device,           layer.is_lstm,          is_backward,
                                     layer.call.dtype, layer.call.hidden_size, team.cluster_size,
                                     team.variant};
+  //~ guard
   if (!is_trusted(configuration, stream)) return {};
   return choice;
 }
@@ -116,6 +118,7 @@ SharedPlan plan_of(const Layer& layer, const Choice& choice, void* stream) {
   const DeviceLayout& l = layer.layout.layout;
   int64_t teams =
       std::max<int64_t>(1, std::min<int64_t>(choice.active_clusters / D, l.num_segments));
+  //~ number of teams
   if (forced().max_teams > 0) teams = std::min<int64_t>(teams, forced().max_teams);
   return layer.layout.derived->plan(l, D, teams, stream);
 }
@@ -125,6 +128,7 @@ SharedPlan plan_of(const Layer& layer, const Choice& choice, void* stream) {
 struct AlignedWeights {
   Tensor weight_hh[2];
 
+  //~ aligned weights
   explicit AlignedWeights(const Layer& layer)
       : weight_hh{aligned(layer.weight(0, kWeightHh)),
                   aligned(layer.weight(layer.call.num_directions - 1, kWeightHh))} {}
@@ -145,6 +149,7 @@ void fill_in(const Layer& layer, const Choice& choice, int32_t device, const Pla
     p.weight_hh[d] = device_pointer(weights.weight_hh[d]);
   }
   p.wait_limit = static_cast<int64_t>(settings().wait_limit_s * 1e9);
+  //~ status
   p.status = wait_status(device, /*make=*/true) + (forced().path != Path::kAny);
 #ifdef VARLEN_RNN_EMULATE
   emulator::register_memory(p.status, sizeof(*p.status));

@@ -24,6 +24,7 @@ constexpr unsigned kIdleThreads = 32;    // that write one slot's idle turns
 // segments spread over many teams.
 VARLEN_RNN_DEVICE int64_t slot_of(int64_t segment, int64_t num_slots) {
   const int64_t round = segment / num_slots, at = segment % num_slots;
+  //~ back and forth
   return round % 2 == 0 ? at : num_slots - 1 - at;
 }
 
@@ -31,6 +32,7 @@ VARLEN_RNN_DEVICE int32_t steps_of_team(const Plan& p, int team) {
   int32_t steps = 0;
   for (int lane = 0; lane < kSlots; ++lane) {
     const int32_t load_of_slot = load_fresh(p.load + lane * p.num_teams + team);
+    //~ longest slot
     if (load_of_slot > steps) steps = load_of_slot;
   }
   return steps;
@@ -60,6 +62,7 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kMostThreads, 1) lay_chains(Plan p) {
   simt::sync_block();
   for (int team = index; team <= p.num_teams; team += stride) {
     int64_t first_step = 0;
+    //~ earlier teams
     for (int earlier = 0; earlier < team; ++earlier) first_step += steps[earlier];
     store(p.first_step + team,
           static_cast<int32_t>(checked(first_step, 0, p.capacity + 1,
@@ -101,6 +104,7 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) deal_turns(Plan p) {
     turn.starts = Turn::kContinues;
     turn.ends = Turn::kContinues;
     if (step == 0) turn.starts = static_cast<int32_t>(initial_row_of(l, segment));
+    //~ last step
     if (batch_size(l, step + 1) <= segment) {
       turn.ends = static_cast<int32_t>(final_row_of(l, segment));
     }
@@ -122,6 +126,7 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) deal_turns(Plan p) {
     for (int64_t step = load(p.load + slot) + index % kIdleThreads; step < num_steps;
          step += kIdleThreads) {
       for (int direction = 0; direction < p.num_directions; ++direction) {
+        //~ idle turn
         store_turn(turn_of(p, direction, slot, step), idle);
       }
     }

@@ -58,6 +58,7 @@ CublasComputeType compute_of(const Layer& layer) {
     case Dtype::kFloat64:
       return CUBLAS_COMPUTE_64F;
     case Dtype::kFloat32:
+      //~ precision
       return layer.allow_tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
     default:
       return CUBLAS_COMPUTE_32F;
@@ -110,6 +111,7 @@ Gemm::Gemm(const Layer& layer) : type_(type_of(layer.call.dtype)), compute_(comp
         "cublasSetMathMode");
 }
 
+//~ mode
 Gemm::~Gemm() { cublas().set_math_mode(handle_, mode_); }
 
 // Row by row our out is its transpose column by column: out^T = b^T a^T.

@@ -50,7 +50,9 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) previous_kernel(PreviousParams 
     token = token_of(l, direction, place);
     const int64_t step = step_of(l, place), segment = place - load(l.first_token + step);
     if (step > 0) {
+      //~ previous token
       const int64_t before = token_of(l, direction, load(l.first_token + step - 1) + segment);
+      //~ previous output
       from = offset(p.out, (row_of(l, before) * p.num_directions + direction) * p.row_bytes);
     } else {
       const int64_t row = initial_row_of(l, segment);
@@ -108,9 +110,11 @@ struct SurplusParams : Surplus {
 };
 
 VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) zero_surplus_kernel(SurplusParams p) {
+  //~ surplus
   const int64_t count = count_tokens(p.layout), surplus = p.layout.num_tokens - count;
   const int64_t stride = int64_t{simt::num_blocks()} * kThreads;
   for (int i = 0; i < p.count; ++i) {
+    //~ first of the surplus
     void* const to = offset(p.to[i], count * p.row_bytes[i]);
     for_word(p.word, [&](auto word) {
       const int64_t words = surplus * (p.row_bytes[i] / static_cast<int64_t>(sizeof(word)));

@@ -34,6 +34,7 @@ inline uintptr_t address(const void* p) { return reinterpret_cast<uintptr_t>(p);
 
 inline Shape shape_of(int word, int64_t row_bytes) {
   Shape shape{word, static_cast<int>(row_bytes / word), 0};
+  //~ lanes of a row
   while (shape.group_bits < 5 && 1 << shape.group_bits < shape.words) ++shape.group_bits;
   return shape;
 }
@@ -82,6 +83,7 @@ VARLEN_RNN_DEVICE void gather(const TokenRows& p, const Shape& shape) {
   const int64_t token = row_index(shape);
   if (token >= p.layout.num_tokens) return;
   const void* from = nullptr;
+  //~ token
   if (token < count_tokens(p.layout)) from = offset(p.from, row_of(p.layout, token) * p.pitch);
   copy_row(shape, from, offset(p.to, token * p.row_bytes));
 }

@@ -15,6 +15,7 @@ VARLEN_RNN_DEVICE int64_t scan_block(int64_t value, simt::Shared<int64_t> shared
   for (int distance = 1; distance < threads; distance *= 2) {
     const bool has_other = thread >= distance;
     const int64_t other = has_other ? shared[thread - distance] : 0;
+    //~ read before written
     simt::sync_block();
     if (has_other) shared[thread] = combine(other, shared[thread]);
     simt::sync_block();
@@ -27,6 +28,7 @@ VARLEN_RNN_DEVICE int64_t sum_before(int64_t value, simt::Shared<int64_t> shared
   const int64_t sum =
       scan_block(value, shared, [](int64_t before, int64_t own) { return before + own; });
   total = shared[simt::num_threads() - 1];
+  //~ shared is free
   simt::sync_block();  // `shared` is free again
   return sum - value;
 }

@@ -18,6 +18,7 @@ Settings& settings() {
 }
 
 Forced& forced() {
+  //~ forced
   static thread_local Forced of_thread;
   return of_thread;
 }
@@ -27,6 +28,7 @@ namespace {
 enum class Verdict { kBeingChecked, kGood, kBad };
 
 std::tuple<int32_t, bool, bool, Dtype, int64_t, int, int> as_tuple(const Configuration& c) {
+  //~ key
   return {c.device, c.is_lstm, c.is_backward, c.dtype, c.hidden_size, c.cluster_size, c.variant};
 }
 struct Less {
@@ -75,6 +77,7 @@ std::string take(WaitStatus* status) {
                            " did not complete (cluster " + std::to_string(status->cluster) +
                            ", rank " + std::to_string(status->rank) + ", parity " +
                            std::to_string(status->parity) + ")";
+  //~ forget the status
   *status = WaitStatus{};
   return text;
 }
@@ -93,9 +96,11 @@ bool is_trusted(const Configuration& configuration, void* stream) {
   Warner warner;
   {
     const std::lock_guard<std::mutex> lock(all.mutex);
+    //~ devices off
     if (all.devices_off.count(configuration.device) != 0) return false;
     if (!settings().self_check) return true;
     const auto known = all.verdicts.find(configuration);
+    //~ known verdict
     if (known != all.verdicts.end()) return known->second == Verdict::kGood;
     checker = all.checker;
     warner = all.warner;
@@ -104,6 +109,7 @@ bool is_trusted(const Configuration& configuration, void* stream) {
   // in the mode "global", torch's default, CUDA refuses calls that might break it and ends the capture
   // with an error. Torch's allocator asks for the relaxed mode around what it does, and the checker
   // waits for its own stream only, as Tensor.cpu() does: neither is such a call.
+  //~ capture
   if (checker == nullptr || is_capturing(stream)) return false;
   {
     const std::lock_guard<std::mutex> lock(all.mutex);
@@ -117,6 +123,7 @@ bool is_trusted(const Configuration& configuration, void* stream) {
       all.verdicts.erase(configuration);
       return false;
     }
+    //~ verdict
     all.verdicts[configuration] = fault->empty() ? Verdict::kGood : Verdict::kBad;
   }
   if (fault->empty()) return true;
@@ -143,6 +150,7 @@ void check_waits(int32_t device) {
   const std::lock_guard<std::mutex> lock(state().mutex);
   const std::string text = take(wait_status(device, /*make=*/false));
   // What was under way while the path was turned off may expire, too: that has been said.
+  //~ said before
   if (text.empty() || !state().devices_off.insert(device).second) return;
   throw std::runtime_error(
       "varlen_rnn: in a persistent CUDA kernel of an earlier call on cuda:" +

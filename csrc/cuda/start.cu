@@ -19,6 +19,7 @@ VARLEN_RNN_DEVICE void set_pieces(const Pieces& p, int64_t index, int64_t stride
       };
       for (int64_t at = index; at < words; at += stride) set(word, at);
       const int64_t tail = words * static_cast<int64_t>(sizeof(W) / 2) + index;
+      //~ tail
       if (tail < piece.bytes / 2) set(uint16_t{}, tail);
     });
   }
@@ -27,6 +28,7 @@ VARLEN_RNN_DEVICE void set_pieces(const Pieces& p, int64_t index, int64_t stride
 template <class T>
 VARLEN_RNN_DEVICE void add_biases_of(const Biases& p, int64_t index, int64_t stride) {
   for (; index < p.num_directions * p.rows; index += stride) {
+    //~ direction of a bias
     const bool second = index >= p.rows;
     const int64_t row = second ? index - p.rows : index;
     compute_t<T> sum = value<T>(second ? p.bias_ih[1] : p.bias_ih[0], row);

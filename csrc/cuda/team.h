@@ -65,8 +65,30 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int kControlBytes = 64;
 constexpr int kExpiredAt = 16;
 
-// Rows of values begin at 16-byte pieces, an odd number of them apart: eight rows in different banks.
-inline int pitch_of_row(int64_t bytes) { return static_cast<int>((bytes / 16 | 1) * 16); }
+// Where a team's arrays lie in shared memory. Rows of inputs begin at 16-byte pieces, an odd number of
+// them apart, if they are spread: eight rows in different banks.
+inline void lay_out(const Problem& p, bool spread, Team& t) {
+  const auto pitch_of_row = [&](int bytes) { return (bytes / 16 | (spread ? 1 : 0)) * 16; };
+  t.input_pitch = pitch_of_row(t.units * p.element_size);
+  t.float_pitch = pitch_of_row(t.units * 4);
+  int64_t offset = kControlBytes;
+  const auto place = [&](int64_t bytes) {
+    const int64_t at = offset;
+    offset += ceil_div(bytes, 128) * 128;
+    return static_cast<int>(at);
+  };
+  t.turns = place(kTurnRing * kSlots * static_cast<int64_t>(sizeof(Turn)));
+  t.vectors = place(int64_t{2} * kSlots * t.pitch * 4);
+  t.sums = place(int64_t{t.k_parts} * kSlots * (32 * t.row_groups + 4) * 4);
+  // Forward W_ih x of the gates; backward the saved gates and, of an LSTM, two cell states and the
+  // cell state's gradient in float32, then the output's gradient and, of a GRU, an output.
+  const int floats = !p.is_backward ? 0 : p.is_lstm ? 7 : 4;
+  const int stored = p.is_backward ? (p.is_lstm ? 1 : 2) : (p.is_lstm ? 4 : 3);
+  t.input_bytes = kSlots * (floats * t.float_pitch + stored * t.input_pitch);
+  t.inputs = place(int64_t{kInputRing} * t.input_bytes);
+  t.weights = place(int64_t{t.threads / 32} * (t.tiles - t.resident) * 2 * 512);
+  t.shared_bytes = static_cast<int>(offset);
+}
 
 // The split of the columns: tiles of a part, and parts. Parts have at most 16 tiles, the registers of
 // 8 warps, unless 24 save a whole part.
@@ -113,26 +135,12 @@ inline std::vector<Team> possible_teams(const Problem& p, const Limits& limits) 
       // 4 words more than a multiple of 32: the rows of a fragment lie in different banks.
       t.pitch = k_parts * tiles * 8 + 4;
       t.threads = static_cast<int>(32 * warps);
-      t.input_pitch = pitch_of_row(units * p.element_size);
-      t.float_pitch = pitch_of_row(units * 4);
-      int64_t offset = kControlBytes;
-      const auto place = [&](int64_t bytes) {
-        const int64_t at = offset;
-        offset += ceil_div(bytes, 128) * 128;
-        return static_cast<int>(at);
-      };
-      t.turns = place(kTurnRing * kSlots * static_cast<int64_t>(sizeof(Turn)));
-      t.vectors = place(2 * kSlots * t.pitch * 4);
-      t.sums = place(k_parts * kSlots * (32 * row_groups + 4) * 4);
-      // Forward W_ih x of the gates; backward the saved gates and, of an LSTM, two cell states and the
-      // cell state's gradient in float32, then the output's gradient and, of a GRU, an output.
-      const int64_t floats = !p.is_backward ? 0 : p.is_lstm ? 7 : 4;
-      const int64_t stored = !p.is_backward ? gates : p.is_lstm ? 1 : 2;
-      t.input_bytes = static_cast<int>(kSlots * (floats * t.float_pitch + stored * t.input_pitch));
-      t.inputs = place(kInputRing * int64_t{t.input_bytes});
-      t.weights = place(warps * (tiles - variant.resident) * 2 * 512);
-      t.shared_bytes = static_cast<int>(offset);
-      if (offset <= limits.max_shared_bytes) teams.push_back(t);
+      for (const bool spread : {true, false}) {
+        lay_out(p, spread, t);
+        if (t.shared_bytes > limits.max_shared_bytes) continue;
+        teams.push_back(t);
+        break;
+      }
     }
   }
   std::stable_sort(teams.begin(), teams.end(), [](const Team& a, const Team& b) {

@@ -79,6 +79,7 @@ struct Worker {
         const int word = first + tile * 8 + half * 4;
         uint32_t rows[4] = {};
         if (word < row_words) matrix(word, rows);
+        //~ registers of a fragment
         a[0][2 * half] = rows[0];
         a[0][2 * half + 1] = rows[1];
         a[1][2 * half] = rows[2];
@@ -107,9 +108,11 @@ struct Worker {
     }
     const Shared<uint32_t> all = vectors(0);
     for (int i = static_cast<int>(simt::thread()); i < 2 * kSlots * team.pitch; i += team.threads) {
+      //~ zeros
       all[i] = 0;
     }
     simt::sync_block();
+    //~ mbarriers are there
     if (!kAlone) simt::sync_cluster();
   }
   // Before this block's own part is sent: how much the exchange will bring.
@@ -123,7 +126,9 @@ struct Worker {
     if constexpr (kAlone) {
       simt::sync_block();
     } else {
+      //~ parity
       const unsigned parity = static_cast<unsigned>(exchange >> 1) & 1u;
+      //~ wait limit
       if (!simt::mbarrier_wait(barrier(exchange), parity, params.wait_limit)) {
         give_up(exchange, parity);
       }
@@ -136,6 +141,7 @@ struct Worker {
   // Then nothing is sent any more, and no block may go while another one could still send to it.
   VARLEN_RNN_DEVICE void leave() const {
     simt::copy_async_wait<0>();
+    //~ leave together
     if (!kAlone) simt::sync_cluster();
   }
   // Two values of this lane's slot to every block: `at` is the first one's place in the vector. All
@@ -152,9 +158,11 @@ struct Worker {
       uint32_t chunk[kWords][4];
       VARLEN_RNN_UNROLL
       for (int i = 0; i < 4 * kWords; ++i) {
+        //~ lanes of a chunk
         chunk[i / 4][i % 4] = simt::shuffle(words[i % kWords], slot + i / kWords * kSlots);
       }
       const Shared<uint32_t> to = row + (at - quarter * 2) / E::kPerWord;
+      //~ ranks
       for (int rank = quarter; rank < team.cluster_size; rank += 4) {
         VARLEN_RNN_UNROLL
         for (int i = 0; i < kWords; ++i) {
@@ -169,6 +177,7 @@ struct Worker {
   // This warp's rows times its part of the vectors' columns, into sums.
   VARLEN_RNN_DEVICE void multiply(int exchange) const {
     const int lane = static_cast<int>(simt::lane());
+    //~ rows of ldmatrix
     const Shared<const uint32_t> from = Shared<const uint32_t>(vectors(exchange)) +
                                         lane % 8 * team.pitch + lane / 8 * 4 + part() * kTiles * 8;
     float d[2][2][4] = {};  // [16 rows each][even or odd tiles]
@@ -196,6 +205,7 @@ struct Worker {
     for (int m = 0; m < 2; ++m) {
       VARLEN_RNN_UNROLL
       for (int r = 0; r < 4; ++r) {
+        //~ rows of the sums
         to[r % 2 * sum_pitch() + m * 16 + r / 2 * 8] = d[m][0][r] + d[m][1][r];
       }
     }
@@ -205,6 +215,7 @@ struct Worker {
   VARLEN_RNN_DEVICE void product(int row, float (&v)[2]) const {
     const Shared<const float> from = Shared<const float>(sums()) + slot * sum_pitch() + row;
     Tf32::load_pair(from, 0, v);
+    //~ other parts
     VARLEN_RNN_UNROLL
     for (int k = 1; k < k_parts(); ++k) {
       float of_part[2];
@@ -243,6 +254,7 @@ struct Worker {
             static_cast<int32_t>(b.w[0]), {}};
   }
   // Where the inputs of a step lie, by its place in the ring.
+  //~ ring of inputs
   VARLEN_RNN_DEVICE int inputs(int ring) const { return team.inputs + ring * team.input_bytes; }
   // The eight values of a chunk, or those of its pieces of 16 bytes from `first` on, every `every`-th.
   template <class T>
@@ -261,12 +273,14 @@ struct Worker {
   VARLEN_RNN_DEVICE int group() const { return static_cast<int>(simt::warp()) / k_parts(); }
 
   VARLEN_RNN_DEVICE Shared<uint64_t> barrier(int exchange) const {
+    //~ barrier
     return simt::shared<uint64_t>(0) + (exchange & 1);
   }
   // The last exchange that a warp gave up, and one more; or 0.
   VARLEN_RNN_DEVICE Shared<uint32_t> expired() const { return simt::shared<uint32_t>(kExpiredAt); }
   // Of an exchange: [kSlots, pitch].
   VARLEN_RNN_DEVICE Shared<uint32_t> vectors(int exchange) const {
+    //~ vectors
     return simt::shared<uint32_t>(static_cast<size_t>(team.vectors)) +
            (exchange & 1) * kSlots * team.pitch;
   }
@@ -277,6 +291,7 @@ struct Worker {
   }
   VARLEN_RNN_DEVICE Shared<uint32_t> turn_words(int step) const {
     constexpr int kWordsOfTurn = sizeof(Turn) / 4;
+    //~ ring of turns
     return simt::shared<uint32_t>(static_cast<size_t>(team.turns)) +
            (step & (kTurnRing - 1)) * kSlots * kWordsOfTurn;
   }
@@ -287,11 +302,13 @@ struct Worker {
   // A lane's words of a tile that is not in registers.
   VARLEN_RNN_DEVICE Shared<simt::Words4> shared_fragment(int tile, int m) const {
     const int index = static_cast<int>(simt::warp()) * (kTiles - kResident) + tile - kResident;
+    //~ place of a fragment
     return simt::shared<simt::Words4>(static_cast<size_t>(team.weights)) + (index * 2 + m) * 32 +
            simt::lane();
   }
   VARLEN_RNN_DEVICE void give_up(int exchange, unsigned parity) const {
     if (simt::lane() != 0) return;
+    //~ expired word
     *expired() = static_cast<uint32_t>(exchange) + 1;
     simt::store(reinterpret_cast<simt::Words4*>(params.status),
                 simt::Words4{{static_cast<uint32_t>(exchange), simt::cluster(),

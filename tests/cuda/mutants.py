@@ -25,7 +25,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 import pytest
-from faults import MUTANTS, Mutant
+from faults import MUTANTS
+from faults.planting import Mutant, planted
 
 # What a process of ours would need seconds for: torch, ours, and what the determinism that
 # tests/conftest.py asks for brings along.
@@ -47,7 +48,7 @@ def control() -> Mutant:
     """No fault at all, with every test: must pass."""
     sources = tuple(dict.fromkeys(source for m in MUTANTS for source in m.sources))
     tests = tuple(dict.fromkeys(test for m in MUTANTS for test in m.tests))
-    return Mutant(CONTROL, "team.h", "#pragma once\n", "#pragma once\n", "", sources, tests)
+    return Mutant(CONTROL, "", "", "", sources, tests)
 
 
 def compile_mutant(mutant: Mutant, folder: Path) -> None:
@@ -58,15 +59,14 @@ def compile_mutant(mutant: Mutant, folder: Path) -> None:
     ).removesuffix("/cuda/plan.cu")
     copy = folder / "csrc"
     shutil.copytree(source_root, copy)
-    path = copy / "cuda" / mutant.file
-    text = path.read_text()
-    if text.count(mutant.old) != 1:
-        raise SystemExit(f"{mutant.name}: {mutant.file} must have the text once: {mutant.old!r}")
-    path.write_text(text.replace(mutant.old, mutant.new))
+    if mutant.place:
+        path = copy / "cuda" / mutant.file
+        path.write_text(planted(path.read_text(), mutant))
 
     ninja = [str(Path(sys.executable).with_name("ninja")), "-C", str(BUILD), "-t", "commands"]
     listing = subprocess.run(ninja, check=True, capture_output=True, text=True).stdout
     (link,) = (line for line in listing.splitlines() if " -shared " in line)
+    objects = ""  # the first ones, for of functions that several have the linker takes the first
     for source in mutant.sources:
         (command,) = (c["command"] for c in commands if c["file"].endswith(f"/cuda/{source}"))
         (target,) = re.findall(r" -o (\S+)", command)
@@ -74,9 +74,10 @@ def compile_mutant(mutant: Mutant, folder: Path) -> None:
         arguments = shlex.split(command.replace(source_root, str(copy)).replace(target, made))
         kept = [a for a in arguments if a != "-Werror"]  # a fault may leave something unused
         subprocess.run([*kept, "-O0"], cwd=BUILD, check=True)
-        link = link.replace(f" {target}", f" {made}")
+        link = link.replace(f" {target}", "")
+        objects += f" {made}"
     (module,) = re.findall(r" -o (\S+)", link)
-    link = link.replace(f" -o {module}", f" -o {folder / Path(module).name}")
+    link = link.replace(f" -o {module}", f" -o {folder / Path(module).name}{objects}")
     subprocess.run(link, shell=True, cwd=BUILD, check=True)
 
 
@@ -147,7 +148,7 @@ def main(words: list[str]) -> int:
             caught += good and not is_control
             say(f"{'ok  ' if good else 'BAD '}  {mutant.name}: {' '.join(text.split())[:160]}\n")
             if not good:
-                say(f"      {mutant.file}: {mutant.why}\n")
+                say(f"      {mutant.place}: {mutant.why}\n")
             sys.stdout.flush()
             if is_control and not good:
                 return 1

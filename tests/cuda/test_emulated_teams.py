@@ -9,6 +9,8 @@ from emulated import DESKTOP, HOPPER, _emulated, check, first_team, paths_of
 from emulated_cases import PERSISTENT, Case
 from helpers import CELLS
 
+from tools.gpu.sass import SIZES
+
 VARIANTS = [_emulated.variants(is_backward=is_backward) for is_backward in (False, True)]
 # Of cell, bytes of a value, and machine: the largest multiples of 64 such that they and all smaller
 # ones have a team, forward and backward.
@@ -38,8 +40,8 @@ def teams(cell: str, is_backward: bool, size: int, hidden: int, limits: tuple[in
 def pieces(team: Any, num_gates: int, is_backward: bool, size: int) -> list[tuple[int, int]]:
     """Of each array in shared memory the offset and the bytes that the kernels use."""
     slots, warps = 8, team.threads // 32
-    # Rows of a step's inputs: W_ih x of the gates; or the saved gates and of an LSTM two cells and the
-    # cells' gradient, in float32, and the output's gradient and of a GRU an output.
+    # Rows of a step's inputs: W_ih x of the gates; or the saved gates and of an LSTM two cells and
+    # the cells' gradient, in float32, and the output's gradient and of a GRU an output.
     floats, stored = 0, num_gates
     if is_backward:
         floats, stored = (7, 1) if num_gates == 4 else (4, 2)
@@ -47,7 +49,8 @@ def pieces(team: Any, num_gates: int, is_backward: bool, size: int) -> list[tupl
     assert team.input_bytes == of_inputs
     for pitch, of_value in ((team.input_pitch, size), (team.float_pitch, 4)):
         assert pitch >= team.units * of_value
-        assert pitch % 32 == 16  # eight rows in different banks
+        # Eight rows in different banks, unless they would not fit.
+        assert pitch % 32 == 16 or pitch == team.units * of_value
     return [
         (0, 2 * 8 + 4),  # mbarriers, and whether one was given up
         (team.turns, 8 * slots * 32),
@@ -143,3 +146,9 @@ def test_every_persistent_kernel(layer: tuple[str, str, int, int]) -> None:
     case = Case(cell, number, hidden_size, "few", directions=1 if hidden_size > 128 else 2)
     assert any(paths_of(case, cluster_size=cluster_size))
     check(case, cluster_size=cluster_size)
+
+
+def test_sizes_whose_instructions_are_counted_have_these_kernels() -> None:
+    for (name, hidden_size), (variant, _) in SIZES.items():
+        found = teams("lstm", name == "backward", 2, hidden_size, HOPPER)
+        assert found[0].variant == variant

@@ -7,8 +7,17 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from emulated import _emulated, assert_same, configure, run
-from emulated_cases import Case
+from emulated import (
+    _emulated,
+    assert_same,
+    backward_arguments,
+    configure,
+    forward_arguments,
+    op,
+    run,
+)
+from emulated_cases import Case, exact_layout, tensors_of
+from helpers import CELLS
 from test_emulated_self_check import BACKWARD, CASE, FORWARD, KERNELS, warned
 
 from varlen_rnn.ops import self_check
@@ -95,3 +104,23 @@ def test_what_was_not_computed_is_not_a_number() -> None:
     assert found["h_n"].isnan().any()
     assert "a wait had no end" in _emulated.take_expired_wait(-1)
     assert _emulated.take_expired_wait(-1) == ""
+
+
+@pytest.mark.parametrize("lost", LOST)
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_that_were_not_computed_are_not_numbers(cell: str, lost: int) -> None:
+    case = Case(cell, "bfloat16", 24, "resets", 2)
+    tensors, arrays = tensors_of(case), exact_layout(case.ragged, 2)
+    configure(cluster_size=2)
+    outputs = op(case, "forward")(*forward_arguments(case, tensors, arrays))
+    arguments = backward_arguments(case, tensors, arrays, outputs)
+    right = op(case, "backward")(*arguments)
+    _emulated.machine().lose_completion = lost
+    found = op(case, "backward")(*arguments)
+    with pytest.raises(RuntimeError, match="a wait had no end"):
+        op(case, "backward")(*arguments)
+    assert found[0].isnan().any()
+    # The kernel alone writes to these.
+    for got, expected in zip(found[1 : 1 + len(case.state_names)], right[1:], strict=False):
+        assert got.isnan().any()
+        assert torch.equal(got.nan_to_num(), expected.where(~got.isnan(), 0.0))

@@ -212,6 +212,16 @@ def test_a_dry_run_goes_through_every_step(tmp_path: Path) -> None:
     assert "| varlen_rnn packed |" in text
     assert "Registers Per Thread 214" in text
     assert "holds: an exchange between 4 blocks" in text
+    assert text.splitlines()[2].startswith("A dry run: no number is of a GPU.")
+
+
+def test_a_dry_run_leaves_nothing_among_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handlers: None
+) -> None:
+    monkeypatch.setattr(check, "RESULTS", tmp_path / "results")
+    check.main(["--dry-run", "--steps", "clusters", "--limit", "-1", "--work", str(tmp_path / "w")])
+    assert not (tmp_path / "results").exists()
+    assert len(list((tmp_path / "w" / "results").iterdir())) == 3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -266,6 +276,43 @@ def test_without_a_build_the_steps_run_nevertheless(
     assert "no nvcc found" in page
     assert "| one-block | passed |" in page  # a probe
     assert "| clusters | FAILED |" in page
+
+
+def test_who_has_no_time_to_build_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check, "lacking", list)
+    monkeypatch.setattr(check, "read_device", lambda: ("Some GPU 80GB", (9, 0)))
+    out = tmp_path / "out"
+    assert check.main(["--no-build", "--prebuilt", str(tmp_path), "--output", str(out)]) == 2
+    assert capsys.readouterr().out.endswith(f"for of {tmp_path} nothing was built\n")
+    assert not out.exists()
+
+
+def test_where_nothing_can_be_written_one_line_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    output = str(tmp_path / "file" / "out")
+    assert check.main(["--dry-run", "--output", output, "--work", str(tmp_path / "work")]) == 2
+    assert capsys.readouterr().out.startswith("gpu-check cannot write: ")
+
+
+def test_a_page_that_cannot_be_written_stops_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handlers: None
+) -> None:
+    """The folder is gone after the first step, and there again after the second."""
+    out = tmp_path / "out"
+    monkeypatch.setattr(check, "copy_tree", lambda tree: (tree / "varlen_rnn").mkdir(parents=True))
+    chosen = pretend_steps(
+        ("first", f"import shutil; shutil.rmtree({str(out)!r})"),
+        ("second", f"import os; os.mkdir({str(out)!r}); print({{}})"),
+    )
+    monkeypatch.setattr(check, "BY_NAME", chosen)
+    monkeypatch.setattr(check, "STEPS", tuple(chosen.values()))
+    _, page = run_check(tmp_path, "--steps", ",".join(chosen))
+    assert "| first | FAILED |" in page  # its numbers are lost
+    assert "| second | passed |" in page
 
 
 def test_the_tests_of_the_device_exist() -> None:

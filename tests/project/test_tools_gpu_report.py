@@ -208,6 +208,19 @@ def test_changed_sources_are_other_sources(tmp_path: Path) -> None:
     assert len(hashes) == 3  # what is read by people alone counts for nothing
 
 
+def test_a_copy_that_git_does_not_know_says_where_it_comes_from(tmp_path: Path) -> None:
+    assert prebuild.commit_of(tmp_path) == "unknown"
+    here = prebuild.sources_hash(folders=prebuild.ALL_SOURCES)
+    for commit, then, said in (
+        ("abc", here, "abc"),
+        ("abc", "others", "abc-dirty"),
+        ("abc-dirty", "others", "abc-dirty"),
+    ):
+        described = {"commit": commit, "all_sources": then}
+        (tmp_path / "build.json").write_text(json.dumps(described))
+        assert prebuild.commit_of(tmp_path) == said
+
+
 def write_program(path: Path, status: int = 0) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\nexit {status}\n")

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 import varlen_rnn
-from varlen_rnn.layout import forms
+from varlen_rnn.layout import device_check, forms
 from varlen_rnn.ops import self_check
 from varlen_rnn.runtime import extension
 
@@ -259,7 +259,8 @@ def _cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(extension, "CUDA_UNAVAILABLE", None)
     monkeypatch.setattr(extension, "CUDA_SELF_CHECK", False)
     monkeypatch.setattr(extension, "_said_unproven", True)
-    monkeypatch.setattr(self_check, "_trusted", {})
+    for checked in (self_check, device_check):
+        monkeypatch.setattr(checked, "_trusted", {})
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     extension._runs_on.cache_clear()

@@ -6,6 +6,7 @@ It installs nothing and needs no network. What must be there: an NVIDIA GPU with
 with torch 2.10 or newer with CUDA, numpy and pytest. What was built with `make gpu-prebuild` is
 used where it fits this Python, this device and these sources; otherwise it is built here, which
 needs nvcc, a C++ compiler, cmake, ninja, pybind11, setuptools and Python's headers, and minutes.
+With --no-build it ends at once then: where the time on the machine is short.
 
 Each step runs programs of its own, with time limits (`tools/gpu/steps.py`); whatever fails or
 hangs, the others go on, 400 seconds in all. In the output folder are, named after the device:
@@ -44,6 +45,7 @@ from tools.gpu.report import Outcome
 from tools.gpu.steps import BY_NAME, STEPS, Context, Step, Verdict
 
 EMULATED = "VARLEN_RNN_EMULATED"  # in the environment, the folder of the emulator's build
+RESULTS = ROOT / "benchmarks" / "results"
 WORK = ROOT / "build" / "gpu-check"
 COPIED = ("benchmarks", "csrc", "examples", "tests", "tools", "varlen_rnn")
 PACKAGES = ("torch", "numpy", "pytest")
@@ -140,15 +142,18 @@ class Check:
                 file.write(json.dumps({**record, "step": step, "job": ended.job.name}) + "\n")
 
     def write(self) -> None:
-        """The page and the archive, as things stand."""
+        """The page and the archive, as things stand; where that cannot be, the steps go on."""
         seconds = time.monotonic() - self.started
         title = f"gpu-check on {self.device}, commit {self.commit}, {seconds:.0f} s"
-        numbers = report.read_lines(self.file(".jsonl"))
-        text = report.page(title, self.outcomes, numbers, self.left)
-        self.file(".md").write_text(text, encoding="utf-8")
-        with zipfile.ZipFile(self.file("-logs.zip"), "w", zipfile.ZIP_DEFLATED) as archive:
-            for log in sorted(self.logs.glob("*.log")):
-                archive.writestr(log.name, log.read_bytes()[-MOST_LOG_BYTES:])
+        try:
+            numbers = report.read_lines(self.file(".jsonl"))
+            text = report.page(title, self.outcomes, numbers, self.left, dry=self.args.dry_run)
+            self.file(".md").write_text(text, encoding="utf-8")
+            with zipfile.ZipFile(self.file("-logs.zip"), "w", zipfile.ZIP_DEFLATED) as archive:
+                for log in sorted(self.logs.glob("*.log")):
+                    archive.writestr(log.name, log.read_bytes()[-MOST_LOG_BYTES:])
+        except Exception as error:  # noqa: BLE001 (as a full disk, or a number without its fields)
+            print(f"the page cannot be written: {error!r}", flush=True)
 
     def get_binaries(self) -> Path | None:
         """Puts the modules into the copy; returns the folder of programs. Builds if it has to."""
@@ -158,8 +163,7 @@ class Check:
             emulated = os.environ.get(EMULATED)
             return Path(emulated) if emulated else None
         folder: Path = self.args.prebuilt
-        reason = prebuild.why_not(folder, self.capability)
-        if reason:
+        if reason := prebuild.why_not(folder, self.capability):
             print(f"building, for of {folder} {reason}", flush=True)
             folder = Path(self.args.work, "built")
             shutil.rmtree(folder, ignore_errors=True)
@@ -174,6 +178,8 @@ class Check:
             self.add("build", [built], verdict, begun)
         if folder.exists():
             shutil.copytree(folder, self.tree, dirs_exist_ok=True)
+        for program in self.tree.glob("bin/*"):
+            program.chmod(0o755)  # which a copy to another machine may have lost
         return self.tree / "bin"
 
     def add(self, name: str, ended: Sequence[Ended], verdict: Verdict, begun: float) -> None:
@@ -239,10 +245,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.gpu.check", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--steps", default=",".join(BY_NAME), help="names with commas between")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--output", type=Path, help=f"{RESULTS}; of a dry run WORK/results")
     parser.add_argument("--work", type=Path, default=WORK, help="for copies and logs")
     parser.add_argument("--prebuilt", type=Path, default=prebuild.PREBUILT)
     parser.add_argument("--limit", type=float, default=LIMIT_SECONDS, help="seconds for all")
+    parser.add_argument("--no-build", action="store_true", help="end if nothing fits --prebuilt")
     parser.add_argument("--sanitizers", default="memcheck", help="also racecheck,synccheck")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU")
     args = parser.parse_args(argv)
@@ -252,12 +259,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.dry_run and (missing := lacking()):
         print(f"gpu-check cannot run on this machine, which lacks {', '.join(missing)}")
         return 2
+    args.output = args.output or (args.work / "results" if args.dry_run else RESULTS)
     for name in ("output", "work", "prebuilt"):
         setattr(args, name, getattr(args, name).resolve())
     device, capability = ("no GPU, a dry run", (9, 0)) if args.dry_run else read_device()
+    fits_not = prebuild.why_not(args.prebuilt, capability) if args.no_build else None
+    if fits_not:
+        print(f"gpu-check would have to build, for of {args.prebuilt} {fits_not}")
+        return 2
+    try:
+        check = Check(args, device, capability)
+    except OSError as error:
+        print(f"gpu-check cannot write: {error}")
+        return 2
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    return Check(args, device, capability).run_all()
+    return check.run_all()
 
 
 if __name__ == "__main__":

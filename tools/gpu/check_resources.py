@@ -49,6 +49,9 @@ def record(command: list[str]) -> int:
         keep = ["-Xptxas=-v", "--keep", "--keep-dir", folder]
         result = subprocess.run([*command, *keep], stderr=subprocess.PIPE, text=True, check=False)
         bounds = launch_bounds(Path(folder))
+        output = Path(command[command.index("-o") + 1])
+        for cubin in Path(folder).glob("persistent_*90.cubin"):
+            shutil.copy(cubin, f"{output}.cubin")  # for sass.py
     kernels: list[dict[str, str | int]] = []
     for line in result.stderr.splitlines():
         if start := COMPILING.match(line):
@@ -63,8 +66,7 @@ def record(command: list[str]) -> int:
         elif not line.startswith("ptxas info"):
             print(line, file=sys.stderr)
     if result.returncode == 0:
-        output = command[command.index("-o") + 1]
-        Path(output + ".json").write_text(json.dumps(kernels, indent=1) + "\n")
+        Path(f"{output}.json").write_text(json.dumps(kernels, indent=1) + "\n")
     return result.returncode
 
 

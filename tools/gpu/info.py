@@ -42,7 +42,7 @@ def main() -> None:
     }
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties()
-        found["device"] = properties.name
+        found["device_name"] = properties.name  # as in all result files
         found["multiprocessors"] = properties.multi_processor_count
     print(json.dumps(found))
     if torch.cuda.is_available() and not str(found["build_info"].get("cuda")).startswith(

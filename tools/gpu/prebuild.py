@@ -28,6 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PREBUILT = ROOT / "build" / "gpu-prebuilt"
 PROGRAMS = ("simt_test", "calibrate", "clusters")
 SOURCES = ("csrc", "tests/cpp", "tools/gpu/cuda")
+# With what runs beside that.
+ALL_SOURCES = ("benchmarks", "csrc", "tests", "tools", "varlen_rnn")
 # What is asked of a Python: version, suffix of modules, and where its headers are.
 QUESTION = (
     "import json, sys, sysconfig; print(json.dumps([list(sys.version_info[:2]),"
@@ -35,12 +37,13 @@ QUESTION = (
 )
 
 
-def sources_hash(root: Path = ROOT) -> str:
+def sources_hash(root: Path = ROOT, folders: Sequence[str] = SOURCES) -> str:
     """Of all that is compiled: what was built from other sources does not count."""
     digest = hashlib.sha256()
-    for folder in SOURCES:
+    for folder in folders:
         for path in sorted((root / folder).rglob("*")):
-            if path.is_file() and path.suffix not in (".pyc", ".md"):
+            counts = path.suffix not in (".pyc", ".md", ".so") and path.parent.name != "results"
+            if counts and path.is_file():
                 digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -111,7 +114,7 @@ def build(python: str, arch: str, output: Path) -> dict[str, object]:
         raise SystemExit(f"gpu-prebuild: no Python.h in {include}: install that Python's headers")
     name = "-".join(map(str, version))
     # Before: what changes meanwhile is not in the binaries.
-    made, at = sources_hash(), commit()
+    made, everything, at = sources_hash(), sources_hash(folders=ALL_SOURCES), commit()
     folder = output.with_name(f"{output.name}-cmake-{name}-{arch}")
     compile_all(folder, include, suffix, arch)
     shutil.rmtree(output, ignore_errors=True)
@@ -131,6 +134,7 @@ def build(python: str, arch: str, output: Path) -> dict[str, object]:
         "machine": platform.machine(),
         "arch": arch,
         "sources": made,
+        "all_sources": everything,
         "commit": at,
     }
     (output / "build.json").write_text(json.dumps(described) + "\n", encoding="utf-8")
@@ -138,11 +142,17 @@ def build(python: str, arch: str, output: Path) -> dict[str, object]:
 
 
 def commit_of(folder: Path) -> str:
-    """What the tree was at when that was built, for a copy of it that git knows nothing of."""
+    """What the tree was at when that was built, for a copy of it that git knows nothing of.
+
+    With "-dirty" if anything that runs has changed since then.
+    """
     try:
-        return str(json.loads((folder / "build.json").read_text(encoding="utf-8"))["commit"])
+        built = json.loads((folder / "build.json").read_text(encoding="utf-8"))
+        at, then = str(built["commit"]), built["all_sources"]
     except (OSError, ValueError, KeyError):
         return "unknown"
+    same = then == sources_hash(folders=ALL_SOURCES) or at.endswith("-dirty")
+    return at if same else f"{at}-dirty"
 
 
 def why_not(folder: Path, capability: tuple[int, int]) -> str | None:
@@ -168,10 +178,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.gpu.prebuild", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--python", default="python3.12", help="a name or a path")
-    parser.add_argument("--arch", default="90", help="compute capability, such as 90")
+    parser.add_argument("--arch", type=int, default=90, help="compute capability, such as 90")
     parser.add_argument("--output", type=Path, default=PREBUILT)
     args = parser.parse_args(argv)
-    build(find_python(args.python), args.arch, args.output.resolve())
+    build(find_python(args.python), str(args.arch), args.output.resolve())
     files = [path for path in args.output.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files) / 2**20
     print(f"gpu-prebuild: {len(files)} files, {size:.1f} MiB in {args.output}")

@@ -224,11 +224,22 @@ def tails(outcomes: Sequence[Outcome]) -> Iterator[str]:
         yield f"{len(all_tails) - MOST_TAILS} more logs are in the archive."
 
 
-def page(title: str, outcomes: Sequence[Outcome], numbers: Numbers, left: Sequence[str]) -> str:
+DRY = "A dry run: no number is of a GPU. They are a CPU's, or canned answers of `tools/gpu/canned`."
+
+
+def page(
+    title: str,
+    outcomes: Sequence[Outcome],
+    numbers: Numbers,
+    left: Sequence[str],
+    *,
+    dry: bool = False,
+) -> str:
     """All of it; ``left`` are the steps that were not run, or not yet."""
     rows = [[o.step, o.verdict, f"{o.seconds:.0f}", o.detail] for o in outcomes]
     rows += [[name, "not run", "", ""] for name in left]
-    lines = [f"# {title}", "", *table(["step", "verdict", "s", ""], rows), "", "## Rules", ""]
+    lines = [f"# {title}", "", *([DRY, ""] if dry else [])]
+    lines += [*table(["step", "verdict", "s", ""], rows), "", "## Rules", ""]
     lines += [f"- {rule.line(numbers)}" for rule in RULES]
     lines.append("")
     for part in (step_times, whole_calls, exchanges, active_clusters):

@@ -2,10 +2,11 @@
 
     python -m tools.gpu.smoke --cell lstm --dtype bfloat16 --hidden 256 --rows 1,8,70
 
-Lengths lie on the CPU, so that nothing but the layer itself runs on the GPU. The persistent path is
-forced where it takes the layer, so that a kernel that is wrong shows; with --any-path what is
-called is what users call. Ends with status 1 if something differs. With --verdicts, a last line
-says what the self-check of every kernel has found.
+The persistent path is forced where it takes the layer, so that a kernel that is wrong shows, and
+lengths lie on the CPU, so that nothing but the layer itself runs on the GPU. With --any-path what
+is called is what users call, with lengths on the GPU, where their layout is made. Ends with status
+1 if something differs. With --verdicts, a last line says what the self-check of every kernel has
+found.
 """
 
 from __future__ import annotations
@@ -56,8 +57,10 @@ def results_of(
     states = [s.to(on_device.DEVICE) for s in random_hx(rnn, len(lengths))]
     truth = on_device.truth_of(rnn, cell)
 
+    given = torch.tensor(lengths, device=on_device.DEVICE if path is None else "cpu")
+
     def ours(x: torch.Tensor, states: list[torch.Tensor]) -> Any:
-        out, hx = rnn(x.transpose(0, 1), as_hx(states), lengths=torch.tensor(lengths))
+        out, hx = rnn(x.transpose(0, 1), as_hx(states), lengths=given)
         return out.transpose(0, 1), states_of(hx)
 
     with on_device.precision(dtype), machine.forced(module, path):

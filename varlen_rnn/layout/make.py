@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from varlen_rnn.layout import index_arrays
+from varlen_rnn.layout import device_check, index_arrays
 from varlen_rnn.layout.arrays import Layout
 from varlen_rnn.runtime import extension
 from varlen_rnn.runtime.tracing import in_jit_trace, tracing
@@ -223,8 +223,9 @@ def _from_rows(
 
 def made_by_op(device: torch.device) -> bool:
     """Whether a compiled op makes layouts of arrays on a device, and checks their lengths."""
-    on_cpu = device.type == "cpu"
-    return _compiled() and (on_cpu or (device.type == "cuda" and extension.supports_cuda(device)))
+    if not _compiled() or device.type == "cpu":
+        return _compiled()
+    return device.type == "cuda" and extension.supports_cuda(device) and device_check.trusts(device)
 
 
 def _compiled() -> bool:

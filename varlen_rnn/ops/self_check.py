@@ -1,7 +1,7 @@
 """Whether CUDA kernels compute what they should on the GPU at hand: asked where each is used first.
 
-Two paths, two checks on a small ragged batch, both in threads of their own, where nothing of the
-caller's holds (autocast, dispatch modes, inference mode, transforms):
+Two paths, two checks on a small ragged batch, both in threads of their own
+(:mod:`varlen_rnn.runtime.first_use`; ``csrc/cuda/python_self_check.h``):
 
 - The generic path against the reference in float64, once for each device, cell and dtype:
   :func:`trusts`. If they differ, the reference runs from then on.
@@ -13,8 +13,6 @@ caller's holds (autocast, dispatch modes, inference mode, transforms):
 from __future__ import annotations
 
 import functools
-import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ from torch import Tensor
 from varlen_rnn import layout
 from varlen_rnn.layout import Layout
 from varlen_rnn.ops.cells import NAMED, Cell, by_kind
-from varlen_rnn.runtime import extension
+from varlen_rnn.runtime import extension, first_use
 
 # A row without tokens, and resets; with two teams, which have eight slots each, about two segments
 # follow one another in a slot.
@@ -91,55 +89,23 @@ def register() -> None:
 
 
 def trusts(device: torch.device, cell: str, dtype: torch.dtype) -> bool:
-    """Whether the compiled ops may run; the first call for these three checks the generic path.
-
-    Where that cannot be, it is left for a later call: in a graph's capture, and on fake tensors.
-    """
+    """Whether the compiled ops may run; the first call for these three checks the generic path."""
     key = (device, cell, dtype)
-    if key not in _trusted:
-        if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
-            return True
-        if extension.CUDA_SELF_CHECK and torch.cuda.is_current_stream_capturing():
-            return True
-        extension.warn_unproven()
-        _decide(key)
-    return _trusted.get(key, True)
+    if key in _trusted:
+        return _trusted[key]
+    return first_use.trusts(
+        *(_trusted, key),
+        f"{device}, {cell}, {str(dtype).removeprefix('torch.')}, generic path",
+        lambda: compare_reference(cuda(), device, cell, dtype),
+        instead="the plain PyTorch reference runs there",
+        if_captured=True,
+    )
 
 
 # A constant to torch.compile, as supports_cuda in extension.py.
 trusts._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 _trusted: dict[tuple[torch.device, str, torch.dtype], bool] = {}
-_deciding = threading.Lock()
-
-
-def _decide(key: tuple[torch.device, str, torch.dtype]) -> None:
-    with _deciding:
-        if key in _trusted:
-            return
-        if not extension.CUDA_SELF_CHECK:
-            _trusted[key] = True
-            return
-        found: list[str] = []
-        thread = threading.Thread(target=lambda: found.append(compare_reference(cuda(), *key)))
-        try:
-            thread.start()
-        except RuntimeError:  # there are no more threads, as when Python ends
-            return
-        thread.join()
-        (fault,) = found
-        _trusted[key] = not fault
-        device, cell, dtype = key
-        what = f"{device}, {cell}, {str(dtype).removeprefix('torch.')}"
-        extension.VERDICTS.append(f"{what}, generic path: {'bad' if fault else 'good'}")
-    if fault:
-        warnings.warn(
-            f"varlen_rnn: the self-check of the CUDA kernels failed ({what}, generic path): {fault}"
-            "; from now on the plain PyTorch reference runs there, with right results but slower. "
-            "Please report this, with what varlen_rnn.build_info() says",
-            RuntimeWarning,
-            stacklevel=2,
-        )
 
 
 def compare_paths(
@@ -173,7 +139,7 @@ def compare_paths(
         names = _gradient_names(cell) if is_backward else _output_names(cell)
         return _differences(names, got, right, _BOUNDS[arguments[0].dtype])
 
-    return _fault_of(compare, device)
+    return first_use.fault_of(compare, device)
 
 
 def compare_reference(kernels: Kernels, device: torch.device, name: str, dtype: torch.dtype) -> str:
@@ -194,23 +160,7 @@ def compare_reference(kernels: Kernels, device: torch.device, name: str, dtype: 
                 return f"{fault}{' (with a projection)' if projected else ''}"
         return ""
 
-    return _fault_of(compare, device)
-
-
-def _fault_of(compare: Any, device: torch.device) -> str:
-    try:
-        with torch.no_grad():
-            fault: str = compare()
-    except Exception as error:  # noqa: BLE001 (whatever it is, the other path runs)
-        fault = f"{type(error).__name__}: {error}".strip()
-        try:
-            torch.zeros(1, device=device).item()
-        except RuntimeError:
-            fault += (
-                " (this error stays: nothing runs on this GPU until the process is started anew; "
-                f"{extension.DISABLE_CUDA}=1 turns these kernels off)"
-            )
-    return fault
+    return first_use.fault_of(compare, device)
 
 
 def _on_host(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -65,7 +65,8 @@ VARLEN_RNN_DEVICE bool mbarrier_poll(Shared<uint64_t> bar, unsigned parity, int6
     uint64_t now;
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
     if (start == 0) start = now;
-    if (static_cast<int64_t>(now - start) > limit) return false;
+    // Once more: the clock may have gone on while this block did not.
+    if (static_cast<int64_t>(now - start) > limit) return mbarrier_try_wait(bar, parity);
   }
 }
 #endif
