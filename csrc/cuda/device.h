@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace varlen_rnn::simt {
 
@@ -20,5 +21,12 @@ struct Device {
   size_t max_shared_bytes;  // that a block can have
   int max_cluster_size;     // 1: no clusters
 };
+
+// Limits of waits, in units of 2^16 nanoseconds.
+constexpr uint32_t kForever = UINT32_MAX;  // none
+inline uint32_t wait_limit(double seconds) {
+  const double units = seconds * 1e9 / 65536;
+  return units < kForever ? static_cast<uint32_t>(units) : kForever;
+}
 
 }  // namespace varlen_rnn::simt

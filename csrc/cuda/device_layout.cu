@@ -69,7 +69,8 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kRowThreads, 1) walk_rows(DeviceRows p) {
     if (number == 0 && tokens > 0) *begins_anew = first_reset;
     if (num_tokens == 0 && simt::thread() == 0) *begins_anew = 0;
     // The row's first token begins a segment, reset or not; each later reset begins one more.
-    int64_t segment = sum_before(resets, sums, num_resets) - *begins_anew;
+    int64_t segment = sum_before(resets, sums, num_resets);
+    segment -= *begins_anew;  // written before the sum's barriers, so read behind them
     for (int64_t step = part.begin; step < part.end; ++step) {
       const int64_t flat = flat_row(p, row, begin, step);
       if (!is_token(flat)) continue;

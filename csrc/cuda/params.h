@@ -102,7 +102,7 @@ struct Team {
   int input_pitch;   // bytes from one row of a step's inputs to the next: of values in storage,
   int float_pitch;   // and of float32
   // Offsets in shared memory, in bytes.
-  int turns, vectors, sums, inputs, weights;
+  int turns, vectors, sums, bias, inputs, weights;
   int input_bytes;   // of one step's inputs
   int shared_bytes;  // in all
 };
@@ -129,7 +129,7 @@ struct Persistent {
   const int32_t* first_step;  // [num_teams + 1]
   const Turn* turns;          // [D, capacity, kSlots]
   const void* weight_hh[2];   // [gates * H, H]      in, storage
-  int64_t wait_limit;         // nanoseconds that a wait may take
+  uint32_t wait_limit;        // of an exchange, as simt::wait_limit says it
   WaitStatus* status;         // out, if one takes longer
 };
 

@@ -29,12 +29,12 @@ struct LstmForward {
   template <int k_parts>
   static constexpr int kTurns = 1;
 
-  template <class E>
-  static VARLEN_RNN_DEVICE void load_bias(const void*, int, float (&)[2]) {}
+  template <class E, class W>
+  static VARLEN_RNN_DEVICE void load_bias(const W&, const PersistentForward&) {}
 
   template <class E>
   static VARLEN_RNN_DEVICE void step(const float (&x)[4][2], const float (&h)[4][2],
-                                     const float (&)[2], float (&state)[2], ForwardStep& s) {
+                                     Shared<const float>, float (&state)[2], ForwardStep& s) {
     VARLEN_RNN_UNROLL
     for (int e = 0; e < 2; ++e) {
       const float i = simt::fast_sigmoid(x[0][e] + h[0][e]);
@@ -70,25 +70,28 @@ struct GruForward {
   template <int k_parts>
   static constexpr int kTurns = k_parts == 1 ? 2 : 1;
 
-  template <class E>
-  static VARLEN_RNN_DEVICE void load_bias(const void* bias_hn, int unit, float (&v)[2]) {
+  // b_hn of the block's units; the next sync_block shows it.
+  template <class E, class W>
+  static VARLEN_RNN_DEVICE void load_bias(const W& w, const PersistentForward& p) {
     using Storage = typename E::Storage;
-    v[0] = v[1] = 0.0f;
-    if (bias_hn == nullptr) return;
-    for (int e = 0; e < 2; ++e) {  // wherever the bias begins
-      v[e] = simt::to_float(simt::load(static_cast<const Storage*>(bias_hn) + unit + e));
+    const Storage* from = static_cast<const Storage*>(p.bias_hn[w.direction]);
+    for (int u = static_cast<int>(simt::thread()); u < w.num_units; u += w.team.threads) {
+      w.bias()[u] = from == nullptr ? 0.0f : simt::to_float(simt::load(from + w.first_unit + u));
     }
   }
 
+  // bias: of these two units.
   template <class E>
   static VARLEN_RNN_DEVICE void step(const float (&x)[3][2], const float (&h)[3][2],
-                                     const float (&bias)[2], float (&state)[2], ForwardStep& s) {
+                                     Shared<const float> bias, float (&state)[2], ForwardStep& s) {
+    float b_hn[2];
+    Tf32::load_pair(bias, 0, b_hn);
     VARLEN_RNN_UNROLL
     for (int e = 0; e < 2; ++e) {
       const float r = simt::fast_sigmoid(x[0][e] + h[0][e]);
       const float z = simt::fast_sigmoid(x[1][e] + h[1][e]);
       //~ b_hn
-      const float from_h = h[2][e] + bias[e];
+      const float from_h = h[2][e] + b_hn[e];
       const float n = simt::fast_tanh(x[2][e] + r * from_h);
       s.gates[0][e] = r;
       s.gates[1][e] = z;
@@ -169,8 +172,11 @@ VARLEN_RNN_DEVICE void abandon(const W& w, const PersistentForward& p, int step)
   }
 }
 
+template <class Cell, int kIndex>
+constexpr int kForwardWarps = forward_warps(kForwardVariants[kIndex], Cell::kGates == 4);
+
 template <class Cell, class E, int kIndex>
-VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kForwardVariants[kIndex].max_warps * 32, 1)
+VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(32 * (kForwardWarps<Cell, kIndex>), 1)
     persistent_forward(PersistentForward p) {
   constexpr Variant v = kForwardVariants[kIndex];
   constexpr int kTurns = Cell::template kTurns<v.k_parts>;
@@ -199,6 +205,7 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kForwardVariants[kIndex].max_warps * 32, 1)
       }
     }
   });
+  Cell::template load_bias<E>(w, p);
   w.load_first_turns();
   for (int step = 0; step < kInputsAhead; ++step) {
     copy_inputs<Cell, kTurns>(w, p, step, step);
@@ -207,12 +214,11 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kForwardVariants[kIndex].max_warps * 32, 1)
   w.init_exchange();
 
   // Exchange `step` brings the h that the step starts from.
-  float state[kTurns][2] = {}, bias[kTurns][2] = {};
+  float state[kTurns][2] = {};
   w.expect(0, H);
   w.template for_pairs<kTurns>([&](int turn, int unit) {
     float h[2];
     Cell::template start<E>(p, w.direction, w.turn(0)->starts, w.first_unit + unit, state[turn], h);
-    Cell::template load_bias<E>(p.bias_hn[w.direction], w.first_unit + unit, bias[turn]);
     w.send(0, w.first_unit + unit, h);
   });
 
@@ -236,6 +242,8 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kForwardVariants[kIndex].max_warps * 32, 1)
       return w.leave();
     }
 
+    if constexpr (kForwardWarps<Cell, kIndex> > 12)
+      turn = *w.turn(step);  // no registers to keep it in
     Turn next{};
     if (goes_on) next = *w.turn(step + 1);
     w.template for_pairs<kTurns>([&](int t, int unit) {
@@ -248,7 +256,7 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kForwardVariants[kIndex].max_warps * 32, 1)
           E::load_pair(simt::shared<const Storage>(static_cast<size_t>(row)), unit, x[gate]);
           w.product(gate * units + unit, h[gate]);
         }
-        Cell::template step<E>(x, h, bias[t], state[t], s);
+        Cell::template step<E>(x, h, w.bias() + unit, state[t], s);
       }
       if (goes_on) {
         float h[2] = {s.out[0], s.out[1]};

@@ -148,7 +148,7 @@ void fill_in(const Layer& layer, const Choice& choice, int32_t device, const Pla
   for (int64_t d = 0; d < layer.call.num_directions; ++d) {
     p.weight_hh[d] = device_pointer(weights.weight_hh[d]);
   }
-  p.wait_limit = static_cast<int64_t>(settings().wait_limit_s * 1e9);
+  p.wait_limit = simt::wait_limit(settings().wait_limit_s);
   //~ status
   p.status = wait_status(device, /*make=*/true) + (forced().path != Path::kAny);
 #ifdef VARLEN_RNN_EMULATE

@@ -168,6 +168,7 @@ Tensor linear(const Layer& layer, const Tensor& tokens, const Tensor& weight,
                  stream);
     if (multiply(layer, tokens, transposed(weight), out, biases.has_value())) return out;
   }
+  //~ linear
   linear_out(tokens, weight, biases, out);
   return out;
 }

@@ -40,11 +40,10 @@ inline std::optional<std::string> ask_python_in_thread(const Configuration& c) {
   if (!Py_IsInitialized()) return {};
   std::optional<pybind11::gil_scoped_release> others_run;
   if (PyGILState_Check()) others_run.emplace();
-  std::string fault;
+  std::optional<std::string> fault;  // empty if Python ends meanwhile, and the thread with it
   try {
     std::thread([&] { fault = ask_python(c); }).join();
   } catch (const std::system_error&) {  // there can be no more threads
-    return {};
   }
   return fault;
 }

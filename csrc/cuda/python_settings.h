@@ -18,6 +18,13 @@ void define_setting(pybind11::class_<Settings>& type, const char* name) {
       [](Settings& all, T value) { (all.*field).store(value); });
 }
 
+inline void set_wait_limit(Settings& all, double seconds) {
+  if (!(seconds > 0)) {
+    throw pybind11::value_error("wait_limit_s must be positive, got " + std::to_string(seconds));
+  }
+  all.wait_limit_s = seconds;
+}
+
 // None, "persistent" or "generic".
 inline std::optional<std::string> forced_path(const Settings&) {
   if (forced().path == Path::kAny) return {};
@@ -37,7 +44,8 @@ inline void define_settings(pybind11::module_& m) {
   define_setting<bool, &Settings::persistent>(type, "persistent");
   define_setting<int, &Settings::cluster_size>(type, "cluster_size");
   define_setting<bool, &Settings::self_check>(type, "self_check");
-  define_setting<double, &Settings::wait_limit_s>(type, "wait_limit_s");
+  type.def_property(
+      "wait_limit_s", [](const Settings& all) { return all.wait_limit_s.load(); }, &set_wait_limit);
   type.def_property("force_path", &forced_path, &force_path);
   type.def_property(
       "force_max_teams", [](const Settings&) { return forced().max_teams; },

@@ -12,7 +12,8 @@ struct Settings {
   std::atomic<int> cluster_size{0};    // blocks of a team, or 0 for what fits best
   std::atomic<bool> self_check{true};  // whether that needs a self-check first
   // How long a kernel waits for an exchange. That takes microseconds; a GPU that several processes
-  // share, each for milliseconds, may be away for longer. Raise it to stop kernels in a debugger.
+  // share, each for milliseconds, may be away for longer. Time that a kernel is stopped hardly counts
+  // (simt::Patience). Infinity: no limit.
   std::atomic<double> wait_limit_s{5.0};
 #ifdef VARLEN_RNN_EMULATE
   // Whether batch_sizes count as device memory, nobody's to read.

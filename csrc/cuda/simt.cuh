@@ -11,6 +11,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda/device.h"
+
 #ifdef VARLEN_RNN_EMULATE
 
 #define VARLEN_RNN_DEVICE inline
@@ -47,7 +49,20 @@ struct f16 {
   uint16_t bits;
 };
 
-constexpr int64_t kForever = INT64_MAX;  // a wait without a limit, in nanoseconds
+// How long a wait has lasted, by readings of a clock in nanoseconds, its low 32 bits. Between two of them
+// the whole device may have been somebody else's, or stopped, and nobody could end the wait: so at most
+// an eighth of the limit counts (and of the time before the first reading, which nobody knows, too).
+struct Patience {
+  uint32_t waited = 0, last = 0;  // in units of wait_limit
+
+  VARLEN_RNN_HOST_DEVICE bool ends(uint32_t now, uint32_t limit) {
+    const uint32_t reading = now >> 16, passed = (reading - last) & 0xffffu;
+    const uint32_t most = limit / 8 + 1;
+    waited += passed < most ? passed : most;
+    last = reading;
+    return waited > limit;
+  }
+};
 
 // Vectors for one access of 8 or 16 bytes, in global or shared memory.
 struct alignas(8) Words2 {

@@ -28,9 +28,9 @@ VARLEN_RNN_DEVICE void set_pieces(const Pieces& p, int64_t index, int64_t stride
 template <class T>
 VARLEN_RNN_DEVICE void add_biases_of(const Biases& p, int64_t index, int64_t stride) {
   for (; index < p.num_directions * p.rows; index += stride) {
-    //~ direction of a bias
     const bool second = index >= p.rows;
     const int64_t row = second ? index - p.rows : index;
+    //~ direction of a bias
     compute_t<T> sum = value<T>(second ? p.bias_ih[1] : p.bias_ih[0], row);
     if (row < p.both) sum += value<T>(second ? p.bias_hh[1] : p.bias_hh[0], row);
     put<T>(p.to, index, sum);

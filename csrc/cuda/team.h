@@ -25,16 +25,23 @@ struct Variant {
 // them, 12 have 168, 16 have 128, and the backward pass needs some more for itself. (Of at most 12
 // tiles it never has more than 8 warps.)
 constexpr Variant kForwardVariants[] = {
-    {4, 4, 16, 1, true},   {8, 8, 16, 1, true},    {12, 11, 12, 1, true},  {4, 4, 16, 1, false},
-    {8, 8, 16, 1, false},  {12, 11, 12, 1, false}, {12, 11, 12, 2, false}, {12, 6, 16, 2, false},
+    {4, 4, 16, 1, true},   {8, 8, 16, 1, true},    {12, 11, 12, 1, true},  {4, 4, 8, 1, false},
+    {8, 8, 8, 1, false},   {12, 11, 12, 1, false}, {12, 10, 12, 2, false}, {12, 6, 16, 2, false},
     {16, 16, 8, 1, false}, {16, 16, 8, 2, false},  {16, 10, 12, 2, false}, {16, 10, 12, 4, false},
-    {16, 6, 16, 1, false}, {16, 6, 16, 2, false},  {16, 6, 16, 4, false},  {24, 11, 12, 2, false}};
+    {16, 6, 16, 1, false}, {16, 6, 16, 2, false},  {16, 6, 16, 4, false},  {24, 10, 12, 2, false}};
 constexpr Variant kBackwardVariants[] = {
     {4, 4, 8, 1, true},    {8, 8, 8, 1, true},    {12, 12, 8, 1, true},  {12, 12, 8, 2, true},
     {16, 12, 8, 1, true},  {16, 12, 8, 2, true},  {24, 8, 12, 2, true},  {4, 4, 8, 1, false},
     {8, 8, 8, 1, false},   {12, 12, 8, 1, false}, {12, 12, 8, 2, false}, {16, 12, 8, 1, false},
     {16, 12, 8, 2, false}, {16, 12, 8, 4, false}, {16, 12, 8, 8, false}, {16, 12, 8, 0, false},
-    {16, 8, 12, 4, false}, {16, 8, 12, 0, false}, {24, 8, 12, 2, false}};
+    {16, 8, 12, 4, false}, {16, 8, 12, 0, false}, {24, 7, 12, 2, false}};
+
+// Warps that a cell's forward pass has at most. A block that holds a GRU has three rows a unit, an LSTM's
+// four, and with 16 tiles it never has more than 12 warps: so it gets more registers.
+constexpr int forward_warps(const Variant& v, bool is_lstm) {
+  const bool is_fewer = !is_lstm && (v.alone || v.tiles == 16) && v.max_warps > 12;
+  return is_fewer ? 12 : v.max_warps;
+}
 
 constexpr int kForwardKernels = static_cast<int>(std::size(kForwardVariants));
 constexpr int kBackwardKernels = static_cast<int>(std::size(kBackwardVariants));
@@ -80,6 +87,7 @@ inline void lay_out(const Problem& p, bool spread, Team& t) {
   t.turns = place(kTurnRing * kSlots * static_cast<int64_t>(sizeof(Turn)));
   t.vectors = place(int64_t{2} * kSlots * t.pitch * 4);
   t.sums = place(int64_t{t.k_parts} * kSlots * (32 * t.row_groups + 4) * 4);
+  t.bias = place(p.is_lstm || p.is_backward ? 0 : t.units * 4);
   // Forward W_ih x of the gates; backward the saved gates and, of an LSTM, two cell states and the
   // cell state's gradient in float32, then the output's gradient and, of a GRU, an output.
   const int floats = !p.is_backward ? 0 : p.is_lstm ? 7 : 4;
@@ -121,7 +129,8 @@ inline std::vector<Team> possible_teams(const Problem& p, const Limits& limits) 
     const int64_t row_groups = ceil_div(rows, 32), warps = row_groups * k_parts;
     for (int v = 0; v < static_cast<int>(variants.size()); ++v) {
       const Variant& variant = variants[static_cast<size_t>(v)];
-      if (variant.tiles != tiles || warps > variant.max_warps) continue;
+      const int most_warps = p.is_backward ? variant.max_warps : forward_warps(variant, p.is_lstm);
+      if (variant.tiles != tiles || warps > most_warps) continue;
       if (variant.k_parts != (has_parts ? k_parts : 0) || variant.alone != (cluster_size == 1))
         continue;
       Team t{};

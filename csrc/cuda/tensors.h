@@ -75,7 +75,6 @@ Tensor call(const char* op, const char* overload, std::array<StableIValue, n> st
 inline void linear_out(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                        const Tensor& out) {
   using torch::stable::detail::from;
-  //~ linear
   call<4>("aten::linear", "out", {from(input), from(weight), from(bias), from(out)});
 }
 // mm.out(Tensor self, Tensor mat2, *, Tensor(a!) out) -> Tensor(a!)

@@ -141,7 +141,6 @@ struct Worker {
   // Then nothing is sent any more, and no block may go while another one could still send to it.
   VARLEN_RNN_DEVICE void leave() const {
     simt::copy_async_wait<0>();
-    //~ leave together
     if (!kAlone) simt::sync_cluster();
   }
   // Two values of this lane's slot to every block: `at` is the first one's place in the vector. All
@@ -170,6 +169,11 @@ struct Worker {
         }
       }
     }
+  }
+
+  // Of a GRU's forward pass: b_hn of the block's units.
+  VARLEN_RNN_DEVICE Shared<float> bias() const {
+    return simt::shared<float>(static_cast<size_t>(team.bias));
   }
 
   // ---- the product
@@ -307,14 +311,16 @@ struct Worker {
            simt::lane();
   }
   VARLEN_RNN_DEVICE void give_up(int exchange, unsigned parity) const {
-    if (simt::lane() != 0) return;
-    //~ expired word
-    *expired() = static_cast<uint32_t>(exchange) + 1;
-    simt::store(reinterpret_cast<simt::Words4*>(params.status),
-                simt::Words4{{static_cast<uint32_t>(exchange), simt::cluster(),
-                              static_cast<uint32_t>(rank()), parity}});
-    simt::fence_system();
-    simt::store(&params.status->expired, uint32_t{1});
+    if (simt::lane() == 0) {
+      //~ expired word
+      *expired() = static_cast<uint32_t>(exchange) + 1;
+      simt::store(reinterpret_cast<simt::Words4*>(params.status),
+                  simt::Words4{{static_cast<uint32_t>(exchange), simt::cluster(),
+                                static_cast<uint32_t>(rank()), parity}});
+      simt::fence_system();
+      simt::store(&params.status->expired, uint32_t{1});
+    }
+    simt::sync_warp();  // what follows is the whole warp's
   }
 
   bool backwards_;  // the steps are walked from the last to the first

@@ -232,6 +232,75 @@ void test_exchange(unsigned cluster_size) {
   for (size_t i = 0; i < sums.size(); ++i) expect_same("exchange", i, out[i], sums[i]);
 }
 
+struct ExpiryParams {
+  uint32_t* out;  // [threads of the grid, 2]
+  uint32_t limit;
+};
+// A wait for bytes that nobody has sent ends, and one behind it, for the same bytes, with success.
+VARLEN_RNN_KERNEL expiry_kernel(ExpiryParams p) {
+  const unsigned i = simt::thread(), ranks = simt::cluster_size();
+  simt::Shared<uint64_t> bar = simt::shared<uint64_t>(0);
+  simt::Shared<uint32_t> words = simt::shared<uint32_t>(16);
+  if (i == 0) {
+    simt::mbarrier_init(bar, 1);
+    simt::mbarrier_fence_init();
+    simt::mbarrier_arrive_expect(bar, 16);
+  }
+  simt::sync_cluster();
+  const bool early = simt::mbarrier_wait(bar, 0, p.limit);
+  simt::sync_cluster();
+  const uint32_t sent[4] = {7, 8, 9, simt::cluster_rank()};
+  if (i == 0) simt::st_async(words, bar, (simt::cluster_rank() + 1) % ranks, sent);
+  const bool late = simt::mbarrier_wait(bar, 0);
+  simt::store(p.out + 2 * (simt::block() * simt::num_threads() + i), uint32_t{early});
+  simt::store(p.out + 2 * (simt::block() * simt::num_threads() + i) + 1,
+              late ? uint32_t{words[3]} : ranks);
+}
+
+inline void test_expiry(unsigned cluster_size) {
+  const unsigned threads = 64, blocks = 2 * cluster_size;
+  const Buffer<uint32_t> out(size_t{2} * threads * blocks);
+#ifdef VARLEN_RNN_EMULATE
+  emulator::settings().waits_expire = true;
+#endif
+  run({blocks, threads, 32, cluster_size, nullptr}, expiry_kernel,
+      {out.data(), simt::wait_limit(0.02)});
+#ifdef VARLEN_RNN_EMULATE
+  emulator::settings().waits_expire = false;
+#endif
+  for (unsigned i = 0; i < threads * blocks; ++i) {
+    expect_same("a wait that expires", i, out[2 * i], 0u);
+    const unsigned rank = i / threads % cluster_size;
+    expect_same("the wait behind it", i, out[2 * i + 1], (rank + cluster_size - 1) % cluster_size);
+  }
+}
+
+// The clock of a wait alone, on the host: readings a millisecond apart.
+inline void test_patience() {
+  constexpr uint64_t kMillisecond = 1'000'000;
+  const uint32_t limit = simt::wait_limit(5);
+  const auto lasts = [&](int away_at, uint64_t away) {
+    simt::Patience patience;
+    uint64_t now = 987'654'321 * kMillisecond;
+    int readings = 0;
+    while (!patience.ends(static_cast<uint32_t>(now), limit))
+      now += ++readings == away_at ? away : kMillisecond;
+    return readings;
+  };
+  const int usual = lasts(0, 0);
+  expect(usual >= 4300 && usual <= 5100, "a wait lasts about its limit");
+  const int after_pause = lasts(100, 1'000'000 * kMillisecond);
+  expect(after_pause >= 3700 && after_pause < usual, "a pause counts a part");
+  simt::Patience patience;
+  expect(patience.ends(kMillisecond, 0), "no time at all is over at once");
+  expect(simt::wait_limit(HUGE_VAL) == simt::kForever, "a limit of infinity is none");
+  expect(simt::wait_limit(1e9) == simt::kForever, "nor is one that is too large");
+  for (uint64_t reading = 1; reading < 100'000; ++reading) {
+    expect(!patience.ends(static_cast<uint32_t>(reading * kMillisecond), simt::kForever),
+           "forever has no end");
+  }
+}
+
 VARLEN_RNN_KERNEL trap_kernel(ShuffleParams p) {
   if (simt::thread() == 5) simt::trap("simt_test: this trap is a test");
   simt::store(p.out + simt::thread(), 0u);
@@ -256,6 +325,7 @@ inline void test_trap() {
 inline void test_warps(Report& report) {
   const simt::Device device = simt::device_properties(0);
   report.run_case("shuffle, shuffle_xor", test_shuffle);
+  report.run_case("Patience", test_patience);
   report.run_case("ldmatrix_x4", test_ldmatrix);
   if (device.major >= 8) {
     report.run_case("mma_bf16", test_mma<Operand::kBf16>);
@@ -276,6 +346,9 @@ inline void test_clusters(Report& report, unsigned size) {
   report.run_case("st_async: 1" + name, [&] { test_exchange<1>(size); });
   report.run_case("st_async: 2" + name, [&] { test_exchange<2>(size); });
   report.run_case("st_async: 4" + name, [&] { test_exchange<4>(size); });
+  if (size < 2) return;
+  report.run_case("mbarrier_wait: a limit, clusters of " + std::to_string(size),
+                  [&] { test_expiry(size); });
 }
 
 }  // namespace varlen_rnn

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from emulated import _emulated, backward_arguments, configure, forward_arguments, op
 from emulated_cases import Case, tensors_of
 from helpers import Results
 from torch import Tensor
-from torch_calls import calls_of, counts_of
 
 from varlen_rnn.layout import Layout
 
@@ -49,22 +48,6 @@ def training_step(
         results |= {f"{number} d {index}": t for index, t in enumerate(gradients)}
         d_out = gradients[0]
     return results
-
-
-class Work(NamedTuple):
-    """What the host does in a call: launches of our kernels, and what is asked of torch."""
-
-    launches: int
-    operations: int
-    products: int
-    allocations: int
-    views: int
-
-
-def work_of(call: Callable[[], object]) -> Work:
-    before = _emulated.counters()["launches"]
-    names = calls_of(call)
-    return Work(_emulated.counters()["launches"] - before, **counts_of(names))
 
 
 def lengths_on_device(case: Case) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""Plants faults in copies of the CUDA kernels: the tests in the emulator must fail for every one.
+"""Plants faults in copies of the CUDA sources: the tests in the emulator must fail for every one.
 
     python tests/cuda/mutants.py [WORD ...]
 
-A word takes only the faults whose name contains it. Of a fault's copy only the sources that it is
-in are compiled, the other objects are those of ``make test-emulator`` in build/emulator, or in the
-folder that VARLEN_RNN_EMULATED names. A fault is caught if a test fails: of a wrong value, an
-error of the emulator, or a deadlock.
+A word takes only the faults whose name or place contains it. Of a fault's copy only the sources
+that it is in are compiled, the other objects are those of ``make test-emulator`` in build/emulator,
+or in the folder that VARLEN_RNN_EMULATED names. A fault is caught if a test fails: of a wrong
+value, an error of the emulator, or a deadlock.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ torch.use_deterministic_algorithms(True)
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("VARLEN_RNN_EMULATED", ROOT / "build" / "emulator")).resolve()
 PARALLEL = 2
-TIMEOUT = 60  # seconds
+TIMEOUT = 120  # seconds
 CONTROL = "control, no fault"
 
 
@@ -112,7 +112,8 @@ def verdict(code: int | None, log: str) -> tuple[bool | None, str]:
 def run_all(mutants: list[Mutant], root: Path) -> Iterator[tuple[Mutant, bool | None, str]]:
     """Yields what became of each, as they end; a few are at work at a time."""
     fork = multiprocessing.get_context("fork")  # has torch imported already
-    waiting, running = list(mutants), {}
+    waiting = list(mutants)
+    running: dict[multiprocessing.process.BaseProcess, tuple[Mutant, Path, float]] = {}
     while waiting or running:
         while waiting and len(running) < PARALLEL:
             mutant = waiting.pop(0)
@@ -138,7 +139,9 @@ def main(words: list[str]) -> int:
     """Plants what the words choose, and says what became of it."""
     if not (BUILD / "compile_commands.json").exists():
         sys.exit(f"mutants: no emulator in {BUILD} (make test-emulator)")
-    mutants = [m for m in MUTANTS if not words or any(word in m.name for word in words)]
+    mutants = [
+        m for m in MUTANTS if not words or any(word in f"{m.name} {m.place}" for word in words)
+    ]
     say = sys.stdout.write
     caught = 0
     with tempfile.TemporaryDirectory() as root:

@@ -6,13 +6,13 @@ from functools import partial
 from typing import Any
 
 import pytest
-from counted import HostWork, host_work
 from emulated import backward_arguments, configure, forward_arguments, op
 from emulated_cases import Case, capacity_layout, exact_layout, tensors_of
 from helpers import CELLS
+from host_work import HostWork, work_of
 
 
-def work_of(case: Case, **how: Any) -> dict[str, HostWork]:
+def work_in(case: Case, **how: Any) -> dict[str, HostWork]:
     """Of inference, and of both passes of training."""
     layout = capacity_layout if how.get("on_device") else exact_layout
     tensors, arrays = tensors_of(case), layout(case.ragged, case.directions)
@@ -20,7 +20,7 @@ def work_of(case: Case, **how: Any) -> dict[str, HostWork]:
     forward = forward_arguments(case, tensors, arrays)
     backward = backward_arguments(case, tensors, arrays, op(case, "forward")(*forward))
     arguments = {"inference": forward, "forward": forward, "backward": backward}
-    return {kind: host_work(partial(op(case, kind), *given)) for kind, given in arguments.items()}
+    return {kind: work_of(partial(op(case, kind), *given)) for kind, given in arguments.items()}
 
 
 @pytest.mark.parametrize("directions", [1, 2])
@@ -33,15 +33,15 @@ def test_a_layer_is_few_launches(cell: str, number: str, directions: int) -> Non
     one more: its products add to rows that the biases fill.
     """
     case = Case(cell, number, 16, directions=directions, states=False, without=("cells",))
-    work = work_of(case, on_device=True)
+    work = work_in(case, on_device=True)
     is_float32 = number == "tf32"
     for kind in ("inference", "forward"):
         got = work[kind]
-        assert got.launches + got.operators <= 5 + is_float32, got
+        assert got.launches + got.operations <= 5 + is_float32, got
         assert (got.products, got.gemms) == ((0, 1) if is_float32 else (1, 0))
-        assert got.views <= 10
+        assert got.allocations + got.views <= 10
     got = work["backward"]
-    assert got.launches + got.operators <= 10, got
+    assert got.launches + got.operations <= 10, got
     products = 1 + 2 * directions
     assert (got.products, got.gemms) == ((0, products) if is_float32 else (products, 0))
 
@@ -58,7 +58,7 @@ def test_a_step_of_the_generic_path_is_a_product_and_a_kernel(
 
     def work(batch: str, **how: Any) -> dict[str, HostWork]:
         case = Case(cell, "bfloat16", 6, batch, directions, projected_size=projected_size)
-        return work_of(case, persistent=False, **how)
+        return work_in(case, persistent=False, **how)
 
     steps = 4  # more
     each = steps * (2 if projected_size else 1)
@@ -66,7 +66,7 @@ def test_a_step_of_the_generic_path_is_a_product_and_a_kernel(
     for kind in few:
         assert many[kind].launches - few[kind].launches == each
         assert many[kind].gemms - few[kind].gemms == each
-        for what in ("products", "operators", "views"):
+        for what in ("products", "operations", "allocations", "views"):
             assert getattr(many[kind], what) <= getattr(few[kind], what), (kind, what)
     few, many = work("one row", has_cublas=False), work("one long row", has_cublas=False)
     for kind in few:

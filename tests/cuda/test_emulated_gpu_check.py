@@ -37,7 +37,7 @@ def test_a_dry_run_on_the_emulated_machine(tmp_path: Path) -> None:
     assert "| H, blocks | exchange | exchange, 4-byte stores |" in text
     assert "| forward, 256 | 16 | " in text
     log = (tmp_path / "work" / "logs" / "simt-clusters-16.log").read_text()
-    assert log.endswith("simt_test: 3 cases passed\n")
+    assert log.endswith("simt_test: 4 cases passed\n")
 
 
 def run_simt_test(*words: str) -> subprocess.CompletedProcess[str]:

@@ -9,15 +9,14 @@ import pytest
 from emulated import forward_arguments, op
 from emulated_cases import Case, tensors_of
 from emulated_steps import (
-    Work,
     as_modules_call,
     device_layout,
     layers_of,
     lengths_on_device,
     training_step,
-    work_of,
 )
 from helpers import CELLS
+from host_work import HostWork, work_of
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +29,7 @@ def case_of(cell: str, directions: int) -> Case:
     return Case(cell, "bfloat16", 16, "ragged", directions, states=False, without=("cells",))
 
 
-def shown(what: str, case: Case, call: Callable[[], object]) -> Work:
+def shown(what: str, case: Case, call: Callable[[], object]) -> HostWork:
     work = work_of(call)
     numbers = ", ".join(f"{number} {name}" for name, number in work._asdict().items())
     sys.stdout.write(f"{what}, {case.cell}, {case.directions} directions: {numbers}\n")

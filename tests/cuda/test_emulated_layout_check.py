@@ -107,6 +107,20 @@ def test_the_first_kernels_of_a_call_say_that_nothing_is_proven(
     assert len(caught) == 1
 
 
+@pytest.mark.usefixtures("_new_process")
+def test_torch_compile_takes_the_answer_as_a_constant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_check, "compare", lambda *_: "rows differ")
+
+    def choose(x: Tensor) -> Tensor:
+        return x + 1 if make.made_by_op(CUDA) else x - 1
+
+    compiled = torch.compile(choose, backend="eager", fullgraph=True)
+    torch._dynamo.reset()
+    with pytest.warns(RuntimeWarning, match="rows differ"):
+        assert compiled(torch.zeros(())) == -1
+    torch._dynamo.reset()
+
+
 def test_a_cpu_has_nothing_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> bool:
         raise AssertionError

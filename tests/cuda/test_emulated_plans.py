@@ -20,6 +20,7 @@ from emulated_steps import (
 from helpers import CELLS, Results
 from ragged import drawn
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from varlen_rnn.layout import Layout
 
@@ -242,11 +243,13 @@ def test_few_layouts_are_kept_and_all_can_be_forgotten() -> None:
 def test_arrays_that_are_kept_stay_where_they_are() -> None:
     """Or another layout's could come to lie there."""
     case = case_of("gru", directions=1)
-    seen: set[int] = set()
+    memory: list[StorageWeakRef] = []
     for _ in range(8):
         layout = device_layout(lengths_on_device(case))
         arrays: list[Tensor] = [layout.batch_sizes, layout.initial_row, layout.final_segment]
-        seen |= {array.data_ptr() for array in arrays}
+        memory += [StorageWeakRef(array.untyped_storage()) for array in arrays]
         run(case, arrays=layout, on_device=True)
         del layout, arrays
-    assert len(seen) == 24
+    assert not any(storage.expired() for storage in memory)
+    _emulated.clear_plans()
+    assert all(storage.expired() for storage in memory)

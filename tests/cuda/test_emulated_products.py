@@ -6,7 +6,6 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from counted import host_work
 from emulated import (
     _emulated,
     assert_right,
@@ -19,6 +18,7 @@ from emulated import (
 )
 from emulated_cases import Case, exact_layout, tensors_of
 from helpers import CELLS
+from host_work import work_of
 from rounded import NUMBERS
 
 DEFAULT, TF32, NO_REDUCTION = 0, 3, 16  # cublasMath_t
@@ -41,7 +41,7 @@ def test_the_switch_of_rnns_is_that_of_all_products(
     generic = not (number == "tf32" and hidden_size % 8 == 0)
     steps = len(arrays.batch_sizes) if generic else 0
     for kind, arguments, of_tokens in (("forward", forward, 1), ("backward", backward, 5)):
-        work = host_work(partial(op(case, kind), *arguments))
+        work = work_of(partial(op(case, kind), *arguments))
         assert work.products == 0  # none is torch's
         op(case, kind)(*arguments)
         products = _emulated.take_products()

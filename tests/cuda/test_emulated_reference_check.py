@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,7 @@ from emulated import _emulated, configure
 from helpers import CELLS
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from varlen_rnn import ops
 from varlen_rnn.ops import self_check
@@ -104,6 +107,30 @@ def test_where_nothing_runs_nothing_is_decided(monkeypatch: pytest.MonkeyPatch) 
     assert self_check._trusted == {}
     with pytest.warns(RuntimeWarning, match="out by 1"):
         assert not self_check.trusts(CPU, "gru", torch.float32)
+
+
+class Refuses(TorchDispatchMode):
+    """Every op."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise AssertionError(func)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        torch.inference_mode,
+        torch.no_grad,
+        functools.partial(torch.autocast, "cpu", torch.bfloat16),
+        functools.partial(torch.device, "meta"),
+        Refuses,
+    ],
+)
+def test_nothing_of_the_callers_holds_in_the_check(around: Callable[[], Any]) -> None:
+    with warnings.catch_warnings(), around():
+        warnings.simplefilter("error")
+        assert self_check.trusts(CPU, "lstm", torch.float64)
+    assert extension.VERDICTS == ["cpu, lstm, float64, generic path: good"]
 
 
 def test_the_switch_turns_the_check_off(monkeypatch: pytest.MonkeyPatch) -> None:

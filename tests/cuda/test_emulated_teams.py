@@ -56,6 +56,7 @@ def pieces(team: Any, num_gates: int, is_backward: bool, size: int) -> list[tupl
         (team.turns, 8 * slots * 32),
         (team.vectors, 2 * slots * team.pitch * 4),
         (team.sums, team.k_parts * slots * (32 * team.row_groups + 4) * 4),
+        (team.bias, 0 if is_backward or num_gates == 4 else team.units * 4),
         (team.inputs, 3 * of_inputs),
         (team.weights, warps * (team.tiles - team.resident) * 2 * 512),
     ]

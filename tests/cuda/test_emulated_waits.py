@@ -18,7 +18,7 @@ from emulated import (
 )
 from emulated_cases import Case, exact_layout, tensors_of
 from helpers import CELLS
-from test_emulated_self_check import BACKWARD, CASE, FORWARD, KERNELS, warned
+from test_emulated_self_check import BACKWARD, CASE, FORWARD, KERNELS, forward, warned
 
 from varlen_rnn.ops import self_check
 
@@ -124,3 +124,25 @@ def test_gradients_that_were_not_computed_are_not_numbers(cell: str, lost: int) 
     for got, expected in zip(found[1 : 1 + len(case.state_names)], right[1:], strict=False):
         assert got.isnan().any()
         assert torch.equal(got.nan_to_num(), expected.where(~got.isnan(), 0.0))
+
+
+def test_a_wait_that_expired_before_is_no_fault_of_what_is_checked() -> None:
+    settings = _emulated.settings()
+    configure(cluster_size=2)
+    _emulated.machine().lose_completion = 60
+    settings.force_path = "persistent"
+    try:
+        forward()
+    finally:
+        settings.force_path = None
+    assert not self_check.compare_paths(KERNELS, -1, "lstm", "bfloat16", 24, is_backward=False)
+    assert _emulated.take_expired_wait(-1) == ""
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
+def test_limits_that_are_not_positive_raise(seconds: float) -> None:
+    settings = _emulated.settings()
+    before = settings.wait_limit_s
+    with pytest.raises(ValueError, match="wait_limit_s must be positive, got "):
+        settings.wait_limit_s = seconds
+    assert settings.wait_limit_s == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -315,8 +316,13 @@ def test_a_page_that_cannot_be_written_stops_no_step(
     assert "| second | passed |" in page
 
 
-def test_the_tests_of_the_device_exist() -> None:
-    assert all((ROOT / test).is_file() for test in steps.DEVICE_TESTS)
+def test_no_test_of_the_device_is_left_out() -> None:
+    needs = re.compile(r"needs_device|cuda_only|cuda\.is_available")
+    files = (path for path in (ROOT / "tests").rglob("test_*.py") if path.parent.name != "project")
+    found = {str(path.relative_to(ROOT)) for path in files if needs.search(path.read_text())}
+    assert found == set(steps.DEVICE_TESTS)
+    for path in steps.DEVICE_TESTS[:3]:  # of the others only a part
+        assert Path(path).stem.removeprefix("test_") in steps.DEVICE_KEYWORDS.split(" or ")
 
 
 def test_the_limits_of_all_steps_fit_what_there_is() -> None:

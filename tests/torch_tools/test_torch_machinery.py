@@ -337,6 +337,7 @@ def test_a_full_batch_on_cuda_takes_nothing_from_the_host(
             assert (out.shape, out.device) == ((2, 4, 10), CUDA[0])
 
 
+@pytest.mark.skipif(not HAS_EXTENSION, reason="without it nobody asks for CUDA")
 def test_a_full_batch_on_cuda_without_kernels_does_not_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -19,11 +19,12 @@ CELLS = ("lstm", "gru")
 DEVICE_TESTS = (
     "tests/cuda/test_on_device.py",
     "tests/cuda/test_device_contract.py",
+    "tests/cuda/test_device_layouts.py",
     "tests/torch_tools/test_autocast.py",
     "tests/torch_tools/test_distributed.py",
 )
 # Of these files all tests, or those about CUDA.
-DEVICE_KEYWORDS = "on_device or device_contract or on_cuda or nccl"
+DEVICE_KEYWORDS = "on_device or device_contract or device_layouts or on_cuda or nccl"
 SHARDS = 6
 SECTIONS = ("SpeedOfLight", "LaunchStats", "InstructionStats", "WarpStateStats", "SchedulerStats")
 CANNED = Path(__file__).parent / "canned"

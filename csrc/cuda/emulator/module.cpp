@@ -83,6 +83,7 @@ PYBIND11_MODULE(_emulated, m) {
       .def_readonly("turns", &cuda::Team::turns)
       .def_readonly("vectors", &cuda::Team::vectors)
       .def_readonly("sums", &cuda::Team::sums)
+      .def_readonly("bias", &cuda::Team::bias)
       .def_readonly("inputs", &cuda::Team::inputs)
       .def_readonly("weights", &cuda::Team::weights)
       .def_readonly("input_bytes", &cuda::Team::input_bytes)

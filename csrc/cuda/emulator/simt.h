@@ -160,7 +160,7 @@ inline void mbarrier_fence_init() { emulator::mbarrier_fence_init(); }
 inline void mbarrier_arrive_expect(Shared<uint64_t> bar, unsigned bytes) {
   emulator::mbarrier_arrive_expect(bar.offset(), bytes);
 }
-inline bool mbarrier_wait(Shared<uint64_t> bar, unsigned parity, int64_t /*limit*/ = kForever,
+inline bool mbarrier_wait(Shared<uint64_t> bar, unsigned parity, uint32_t /*limit*/ = kForever,
                           Site site = Site::here()) {
   return emulator::all_lanes(emulator::mbarrier_wait(bar.offset(), parity, site), site);
 }

@@ -57,25 +57,23 @@ VARLEN_RNN_DEVICE bool mbarrier_try_wait(Shared<uint64_t> bar, unsigned parity) 
   return done != 0;
 }
 // What lanes do that did not find the phase complete at once.
-VARLEN_RNN_DEVICE bool mbarrier_poll(Shared<uint64_t> bar, unsigned parity, int64_t limit) {
-  uint64_t start = 0;
+VARLEN_RNN_DEVICE bool mbarrier_poll(Shared<uint64_t> bar, unsigned parity, uint32_t limit) {
+  Patience patience;
   for (unsigned polls = 1;; ++polls) {
     if (mbarrier_try_wait(bar, parity)) return true;
     if (polls % 16 != 0) continue;  // the clock is far away
-    uint64_t now;
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-    if (start == 0) start = now;
-    // Once more: the clock may have gone on while this block did not.
-    if (static_cast<int64_t>(now - start) > limit) return mbarrier_try_wait(bar, parity);
+    uint32_t now;
+    asm volatile("mov.u32 %0, %%globaltimer_lo;" : "=r"(now));
+    if (patience.ends(now, limit)) return false;
   }
 }
 #endif
-// Waits until the phase of that parity is complete (the first has parity 0), at most about `limit`
-// nanoseconds; returns whether it is, the same to all lanes. What other blocks stored by st_async to
+// Waits until the phase of that parity is complete (the first has parity 0), at most about the
+// limit; returns whether it is, the same to all lanes. What other blocks stored by st_async to
 // complete it is seen after. Acquires with a fence for shared memory alone (PTX 8.6), where the other
 // form also empties the first-level cache.
 VARLEN_RNN_DEVICE bool mbarrier_wait(Shared<uint64_t> bar, unsigned parity,
-                                     int64_t limit = kForever) {
+                                     uint32_t limit = kForever) {
 #if __CUDA_ARCH__ >= 900
   bool done = mbarrier_try_wait(bar, parity);
   if (!done) done = mbarrier_poll(bar, parity, limit);

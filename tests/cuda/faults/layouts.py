@@ -1,4 +1,4 @@
-"""Faults of layouts: of making them on the device, of what is derived from them, and of keeping it."""
+"""Faults of layouts: of making them on the device, and of what is derived from them and kept."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ OF_WAITS = (
     WAITS + "test_what_was_not_computed_is_not_a_number",
 )
 OF_BACKWARD_WAITS = tuple(
-    WAITS + f"test_gradients_that_were_not_computed_are_not_numbers[lstm-{lost}]" for lost in (1, 60)
+    WAITS + f"test_gradients_that_were_not_computed_are_not_numbers[lstm-{lost}]"
+    for lost in (1, 60)
 )
 
 PERSISTENT = [
@@ -188,7 +189,7 @@ PERSISTENT = [
         "  (index + m) * 32 + simt::lane();",
         "every tile has two fragments",
         LSTM,
-        (KERNEL.format(56, 1),),
+        (KERNEL.format(104, 1),),
     ),
     Mutant(
         "parts of the columns not summed",
@@ -327,14 +328,6 @@ PERSISTENT = [
         "somebody may take what lay there for gradients",
         LSTM,
         OF_BACKWARD_WAITS,
-    ),
-    Mutant(
-        "a block leaves alone",
-        "worker.cuh: leave together",
-        "",
-        "another one may still send to it",
-        LSTM,
-        OF_WAITS,
     ),
     Mutant(
         "the direct term dropped",

@@ -26,10 +26,10 @@ ROW_FAULTS = [
     ),
     Mutant(
         "products in autocast's dtype",
-        "tensors.h: linear",
-        "torch::stable::copy_(\n"
-        '  out, call<3>("aten::linear", "", {from(input), from(weight), from(bias)}));',
-        "a layer's inputs are rounded to another format",
+        "products.cpp: linear",
+        "using torch::stable::detail::from;\n"
+        'return call<3>("aten::linear", "", {from(tokens), from(weight), from(biases)});',
+        "kernels take them for numbers of the layer's",
         ("products.cpp",),
         (LAYOUTS + "test_autocast_around_the_ops_changes_nothing[lstm bfloat16 H16 True]",),
     ),
@@ -85,7 +85,7 @@ ROW_FAULTS = [
     Mutant(
         "biases of the first direction for both",
         "start.cu: direction of a bias",
-        "const bool second = index >= p.num_directions * p.rows;",
+        "compute_t<T> sum = value<T>(p.bias_ih[0], row);",
         "each direction has its own",
         ("start.cu",),
         LSTM,

@@ -83,7 +83,7 @@ void time_exchange(const cuda::Team& team, int64_t hidden_size, unsigned cluster
   params.team.num_teams = static_cast<int>(clusters);
   params.team.hidden_size = hidden_size;
   params.team.first_step = first_step.data();
-  params.team.wait_limit = 2'000'000'000;
+  params.team.wait_limit = simt::wait_limit(2);
   params.team.status = status.data();
   const std::string more = ", \"H\": " + std::to_string(hidden_size);
   time_loop(Way::kName, launch, exchanges<Way>, params, sent, more);
