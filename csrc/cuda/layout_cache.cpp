@@ -19,7 +19,7 @@ struct Entry {
 
   size_t bytes() const {
     size_t sum = derived->bytes();
-    for (const Tensor& array : arrays) sum += static_cast<size_t>(array.numel()) * 8;
+    for (const Tensor& array : arrays) sum += static_cast<size_t>(bytes_of(array));
     return sum;
   }
 };
@@ -43,7 +43,7 @@ PlanTensors::PlanTensors(const DeviceLayout& l, int64_t num_directions, int64_t 
   const int64_t slots = num_teams * kSlots;
   const int64_t longest_chain = ceil_div(l.num_tokens, slots) + l.num_steps;
   capacity = static_cast<int>(std::min(l.num_tokens, num_teams * longest_chain));
-  const int64_t in_turns = int64_t{directions} * capacity * kSlots * sizeof(Turn) / sizeof(int32_t);
+  const int64_t in_turns = memory_of_turns();
   // Turns first: they want addresses that are multiples of 16.
   memory = unfilled(place, aoti_torch_dtype_int32(),
                     {in_turns + num_teams + 1 + l.num_segments + slots});

@@ -18,15 +18,15 @@ OnDevice::OnDevice(int32_t) : stream_(nullptr) { emulator::forget_memory(); }
 
 #else
 
-// Torch's CUDA library is not there in builds for the CPU, so it is asked at run time.
+void* torch_cuda_symbol(const char* name) {
+  void* library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
+  return library == nullptr ? nullptr : dlsym(library, name);
+}
+
 void* current_stream(int32_t device) {
   using Get = AOTITorchError (*)(int32_t, void**);
-  static const Get get = [] {
-    void* library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
-    void* found =
-        library == nullptr ? nullptr : dlsym(library, "aoti_torch_get_current_cuda_stream");
-    return reinterpret_cast<Get>(found);
-  }();
+  static const Get get =
+      reinterpret_cast<Get>(torch_cuda_symbol("aoti_torch_get_current_cuda_stream"));
   STD_TORCH_CHECK(get != nullptr,
                   "varlen_rnn: libtorch_cuda.so must be loaded and know "
                   "aoti_torch_get_current_cuda_stream, got neither");

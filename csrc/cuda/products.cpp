@@ -2,8 +2,6 @@
 
 #ifdef VARLEN_RNN_EMULATE
 #include "cuda/emulator/cublas.h"
-#else
-#include <dlfcn.h>
 #endif
 
 namespace varlen_rnn::cuda {
@@ -17,14 +15,12 @@ const Cublas& cublas() {
 
 #else
 
-// Looked for in torch's CUDA library and what that was linked with: the cuBLAS whose handle it has.
+// Looked for by way of torch's CUDA library: the cuBLAS whose handle it has.
 const Cublas& cublas() {
   static const Cublas found = [] {
     Cublas all;
-    void* library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
-    if (library == nullptr) return all;
-    const auto find = [&](auto& function, const char* name) {
-      function = reinterpret_cast<std::decay_t<decltype(function)> >(dlsym(library, name));
+    const auto find = [](auto& function, const char* name) {
+      function = reinterpret_cast<std::decay_t<decltype(function)> >(torch_cuda_symbol(name));
     };
     find(all.get_handle, "torch_get_current_cuda_blas_handle");
     find(all.get_math_mode, "cublasGetMathMode");

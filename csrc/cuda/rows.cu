@@ -27,6 +27,19 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) repeat_kernel(RepeatParams p) {
   if (row < p.num_rows) copy_row(p.shape, p.from, offset(p.to, row * p.row_bytes));
 }
 
+// A place of one direction, of all directions' places one behind the other.
+struct DirectedPlace {
+  int direction;
+  int64_t place, first;  // first: the direction's first one among all
+  bool there;
+
+  VARLEN_RNN_DEVICE DirectedPlace(const DeviceLayout& l, int num_directions, int64_t index)
+      : direction(index >= l.num_tokens ? 1 : 0), first(direction * l.num_tokens) {
+    place = index - first;
+    there = direction < num_directions && place < l.num_tokens;
+  }
+};
+
 // The first blocks gather tokens.
 struct PreviousParams : PreviousRows {
   Shape token_shape, shape;
@@ -36,14 +49,10 @@ struct PreviousParams : PreviousRows {
 VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) previous_kernel(PreviousParams p) {
   if (simt::block() < p.token_blocks) return gather(p.tokens, p.token_shape);
   const DeviceLayout& l = p.layout;
-  int64_t place = row_index(p.shape, p.token_blocks), first = 0;
-  int direction = 0;
-  if (place >= l.num_tokens) {
-    direction = 1;
-    place -= l.num_tokens;
-    first = l.num_tokens;
-  }
-  if (direction >= p.num_directions || place >= l.num_tokens) return;
+  const DirectedPlace at(l, p.num_directions, row_index(p.shape, p.token_blocks));
+  if (!at.there) return;
+  const int direction = at.direction;
+  const int64_t place = at.place;
   const void* from = nullptr;
   int64_t token = place;  // behind the N-th, where zeros go
   if (place < count_tokens(l)) {
@@ -61,7 +70,7 @@ VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) previous_kernel(PreviousParams 
       }
     }
   }
-  copy_row(p.shape, from, offset(p.to, (first + token) * p.row_bytes));
+  copy_row(p.shape, from, offset(p.to, (at.first + token) * p.row_bytes));
 }
 
 // Values side by side, for one access.
@@ -78,19 +87,14 @@ template <class T, int n>
 VARLEN_RNN_KERNEL VARLEN_RNN_BOUNDS(kThreads, 1) hidden_kernel(HiddenParams p) {
   using C = compute_t<T>;
   const DeviceLayout& l = p.layout;
-  int64_t place = row_index(p.shape), first = 0;
-  int direction = 0;
-  if (place >= l.num_tokens) {
-    direction = 1;
-    place -= l.num_tokens;
-    first = l.num_tokens;
-  }
-  if (direction >= p.num_directions || place >= l.num_tokens) return;
+  const DirectedPlace at(l, p.num_directions, row_index(p.shape));
+  if (!at.there) return;
+  const int64_t place = at.place, H = p.hidden_size;
   const bool there = place < count_tokens(l);
-  const int64_t token = there ? token_of(l, direction, place) : place, H = p.hidden_size;
-  const auto* o = static_cast<const C*>(p.gates) + ((first + place) * 4 + 3) * H;
-  const auto* c = static_cast<const C*>(p.cells) + (first + place) * H;
-  T* to = static_cast<T*>(p.to) + (first + token) * H;
+  const int64_t token = there ? token_of(l, at.direction, place) : place;
+  const auto* o = static_cast<const C*>(p.gates) + ((at.first + place) * 4 + 3) * H;
+  const auto* c = static_cast<const C*>(p.cells) + (at.first + place) * H;
+  T* to = static_cast<T*>(p.to) + (at.first + token) * H;
   const int group = 1 << p.shape.group_bits, lane = static_cast<int>(simt::lane()) & (group - 1);
   for (int i = lane; i < p.shape.words; i += group) {
     Pack<T, n> h;
@@ -140,10 +144,7 @@ void launch_hidden(const HiddenRows& rows, void* stream) {
 }  // namespace
 
 void scatter_tokens(const TokenRows& rows, void* stream) {
-  const int word =
-      word_of({address(rows.from), address(rows.to), static_cast<uintptr_t>(rows.pitch),
-               static_cast<uintptr_t>(rows.row_bytes)});
-  const RowParams p{rows, shape_of(word, rows.row_bytes)};
+  const RowParams p{rows, shape_of(rows)};
   launch_blocks(blocks_of(p.shape, rows.layout.num_tokens), &scatter_kernel, p, stream);
 }
 

@@ -88,13 +88,16 @@ VARLEN_RNN_DEVICE void gather(const TokenRows& p, const Shape& shape) {
   copy_row(shape, from, offset(p.to, token * p.row_bytes));
 }
 
+inline Shape shape_of(const TokenRows& rows) {
+  return shape_of(word_of({address(rows.from), address(rows.to), static_cast<uintptr_t>(rows.pitch),
+                           static_cast<uintptr_t>(rows.row_bytes)}),
+                  rows.row_bytes);
+}
+
 // The blocks that gather tokens, and how.
 inline unsigned blocks_to_gather(const TokenRows& tokens, Shape& shape) {
   if (tokens.to == nullptr) return 0;
-  shape = shape_of(
-      word_of({address(tokens.from), address(tokens.to), static_cast<uintptr_t>(tokens.pitch),
-               static_cast<uintptr_t>(tokens.row_bytes)}),
-      tokens.row_bytes);
+  shape = shape_of(tokens);
   return static_cast<unsigned>(blocks_of(shape, tokens.layout.num_tokens));
 }
 

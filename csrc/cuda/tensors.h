@@ -104,6 +104,12 @@ inline Tensor column_sums(const Tensor& matrix) {
   torch::stable::sum_out(sums, matrix, torch::headeronly::IntHeaderOnlyArrayRef(dims.data(), 1));
   return sums;
 }
+#ifndef VARLEN_RNN_EMULATE
+// A symbol of torch's CUDA library or of what that was linked with, or null. Builds for the CPU have no
+// such library, so it is asked at run time.
+void* torch_cuda_symbol(const char* name);
+#endif
+
 // torch.cuda.current_stream(device).cuda_stream
 void* current_stream(int32_t device);
 
